@@ -66,8 +66,19 @@ const (
 type Frontend struct {
 	Key Key
 
+	// ClusterIP is set on the frontends of a Service's own cluster address.
+	// While an address has at least one such frontend, connections to it by a
+	// port and protocol that no frontend has are rejected. (Load-balancer
+	// addresses and external IPs may be a machine's own and are left alone.)
+	ClusterIP bool
+
 	// Backends are in slot order and never contain duplicates. They stay in
-	// their slots as far as possible when others come and go.
+	// their slots as far as possible when others come and go: a backend that
+	// is replaced leaves its slot to the new one, and one that goes leaves it
+	// to the last.
+	//
+	// This slice and the others here are never modified once handed out, so
+	// whoever receives a Frontend may keep them.
 	Backends []Backend
 	// Masquerade holds for connections to Backends.
 	Masquerade Masquerade
@@ -77,7 +88,9 @@ type Frontend struct {
 	// Inside is set on external frontends (node port, load-balancer address,
 	// external IP) under externalTrafficPolicy Local: connections from the Pod
 	// network and from this node itself do not obey the policy; they go to
-	// InsideBackends, those of the node itself masqueraded.
+	// InsideBackends, those of the node itself masqueraded. If InsideBackends
+	// is empty Empty holds for them too. (Is the Pod network unknown, only the
+	// node's own connections are inside.)
 	Inside         bool
 	InsideBackends []Backend
 
@@ -86,15 +99,16 @@ type Frontend struct {
 	Affinity time.Duration
 
 	// Restricted limits clients to Sources (loadBalancerSourceRanges); others
-	// are dropped. An empty list then lets nobody in.
+	// are dropped, the node's own connections too. The Sources are masked, and
+	// may overlap. An empty list lets nobody in.
 	Restricted bool
 	Sources    []netip.Prefix
 }
 
-// Diff is what one changed object changed in the table: frontends to be
-// programmed anew or for the first time, and those to be removed. A Key is in
-// one of the two, at most once. The receiver must not modify what it is given.
+// Diff is what changed in the table: frontends to be programmed anew or for the
+// first time, and those to be removed. A Key is in one of the two, at most
+// once. The receiver must not modify what it is given, but may keep it.
 type Diff struct {
-	Set    []Frontend
+	Set    []*Frontend
 	Remove []Key
 }
