@@ -1,0 +1,65 @@
+package etcd
+
+import (
+	"context"
+	"log/slog"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+)
+
+// zapLogger returns a zap logger that writes to logger. What etcd calls info is
+// of no interest to whoever runs Fairway, so it arrives as debug.
+func zapLogger(logger *slog.Logger) *zap.Logger {
+	if logger == nil {
+		return zap.NewNop()
+	}
+	return zap.New(slogCore{logger.With("part", "etcd")})
+}
+
+type slogCore struct{ logger *slog.Logger }
+
+func slogLevel(l zapcore.Level) slog.Level {
+	switch {
+	case l >= zapcore.ErrorLevel:
+		return slog.LevelError
+	case l == zapcore.WarnLevel:
+		return slog.LevelWarn
+	default:
+		return slog.LevelDebug
+	}
+}
+
+func (c slogCore) Enabled(l zapcore.Level) bool {
+	return c.logger.Enabled(context.Background(), slogLevel(l))
+}
+
+func (c slogCore) With(fields []zapcore.Field) zapcore.Core {
+	return slogCore{c.logger.With(slogArgs(fields)...)}
+}
+
+func (c slogCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
+	if c.Enabled(e.Level) {
+		return ce.AddCore(e, c)
+	}
+	return ce
+}
+
+func (c slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
+	c.logger.Log(context.Background(), slogLevel(e.Level), e.Message, slogArgs(fields)...)
+	return nil
+}
+
+func (slogCore) Sync() error { return nil }
+
+func slogArgs(fields []zapcore.Field) []any {
+	enc := zapcore.NewMapObjectEncoder()
+	for _, f := range fields {
+		f.AddTo(enc)
+	}
+	args := make([]any, 0, 2*len(enc.Fields))
+	for k, v := range enc.Fields {
+		args = append(args, k, v)
+	}
+	return args
+}

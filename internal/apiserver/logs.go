@@ -1,0 +1,50 @@
+package apiserver
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+
+	"k8s.io/client-go/rest"
+	"k8s.io/klog/v2"
+)
+
+var klogOnce sync.Once
+
+// routeKlog sends what upstream's code logs to logger. klog is one per
+// process, so the first Server's logger gets it all.
+func routeKlog(logger *slog.Logger) {
+	klogOnce.Do(func() {
+		klog.SetSlogLogger(slog.New(quietHandler{logger.With("part", "apiserver").Handler()}))
+		// The server's own requests may use deprecated APIs; nobody is to be told.
+		rest.SetDefaultWarningHandler(rest.NoWarnings{})
+	})
+}
+
+// quietHandler turns upstream's info messages, which are about its inner life,
+// into debug messages.
+type quietHandler struct{ slog.Handler }
+
+func quiet(l slog.Level) slog.Level {
+	if l < slog.LevelWarn {
+		return min(l, slog.LevelDebug)
+	}
+	return l
+}
+
+func (h quietHandler) Enabled(ctx context.Context, l slog.Level) bool {
+	return h.Handler.Enabled(ctx, quiet(l))
+}
+
+func (h quietHandler) Handle(ctx context.Context, r slog.Record) error {
+	r.Level = quiet(r.Level)
+	return h.Handler.Handle(ctx, r)
+}
+
+func (h quietHandler) WithAttrs(as []slog.Attr) slog.Handler {
+	return quietHandler{h.Handler.WithAttrs(as)}
+}
+
+func (h quietHandler) WithGroup(name string) slog.Handler {
+	return quietHandler{h.Handler.WithGroup(name)}
+}

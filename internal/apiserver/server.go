@@ -1,0 +1,231 @@
+package apiserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"k8s.io/client-go/rest"
+	"k8s.io/kubernetes/pkg/controlplane/apiserver/options"
+
+	"fairway.dev/fairway/internal/apiserver/etcd"
+	"fairway.dev/fairway/internal/apiserver/pki"
+)
+
+// Server is a running API server. Its methods may be called from several
+// goroutines at once.
+type Server struct {
+	url      string
+	ca       *pki.Authority
+	listener *multiListener
+	logger   *slog.Logger
+
+	cancel context.CancelFunc
+	done   chan struct{}
+	err    error // valid once done is closed
+}
+
+// instances numbers the servers of this process: upstream keys shared things by the
+// URL of the store.
+var instances atomic.Int64
+
+// Start starts a server and returns when its /readyz is ok. The server runs
+// until ctx ends or Shutdown is called; Done tells when it has stopped.
+// Start's errors are for people to read: a taken port, a directory in use.
+func Start(ctx context.Context, o Options) (*Server, error) {
+	o, err := o.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	if err := checkEtcdServers(o.EtcdServers); err != nil {
+		return nil, err
+	}
+	routeKlog(o.Logger)
+
+	unlock, err := lockDir(o.DataDir)
+	if err != nil {
+		return nil, err
+	}
+	cleanup := []func(){unlock}
+	undo := func() {
+		for i := len(cleanup) - 1; i >= 0; i-- {
+			cleanup[i]()
+		}
+	}
+
+	s, o, upstream, sec, err := prepare(ctx, o, &cleanup)
+	if err != nil {
+		undo()
+		return nil, err
+	}
+	// The server's own context: ctx ends it too.
+	runCtx, cancel := context.WithCancel(ctx)
+	s.cancel = cancel
+	chain, err := buildChain(runCtx, o, upstream, sec)
+	if err != nil {
+		cancel()
+		undo()
+		return nil, fmt.Errorf("build the API server: %w", err)
+	}
+	prepared, err := chain.PrepareRun()
+	if err != nil {
+		cancel()
+		undo()
+		return nil, fmt.Errorf("prepare the API server: %w", err)
+	}
+	go func() {
+		defer close(s.done)
+		defer undo()
+		defer cancel()
+		s.err = prepared.Run(runCtx)
+	}()
+	if err := s.waitReady(ctx, chain.GenericAPIServer.LoopbackClientConfig); err != nil {
+		cancel()
+		<-s.done
+		return nil, errors.Join(err, s.err)
+	}
+	return s, nil
+}
+
+// prepare opens what the server stands on: keys, addresses and the store. What
+// it opens it adds to cleanup, also when it fails.
+func prepare(ctx context.Context, o Options, cleanup *[]func()) (*Server, Options, *options.Options, secrets, error) {
+	fail := func(err error) (*Server, Options, *options.Options, secrets, error) {
+		return nil, o, nil, secrets{}, err
+	}
+	l, err := listen(o.Listen)
+	if err != nil {
+		return fail(err)
+	}
+	*cleanup = append(*cleanup, func() { l.Close() })
+	if !o.AdvertiseAddress.IsValid() {
+		o.AdvertiseAddress = defaultAdvertise(l.addrs(), o.ServiceCIDRs)
+	}
+	url, err := serverURL(l.Addr())
+	if err != nil {
+		return fail(err)
+	}
+	ca, sec, err := makeSecrets(o, l)
+	if err != nil {
+		return fail(fmt.Errorf("keys and certificates: %w", err))
+	}
+	var store dialer
+	if len(o.EtcdServers) == 0 {
+		embedded, err := etcd.Start(ctx, filepath.Join(o.DataDir, "etcd"), o.Logger)
+		if err != nil {
+			return fail(err)
+		}
+		*cleanup = append(*cleanup, func() { embedded.Close() })
+		store = embedded
+		o.EtcdServers = []string{fmt.Sprintf("http://embedded-%d:2379", instances.Add(1))}
+	}
+	s := &Server{url: url, ca: ca, listener: l, logger: o.Logger, done: make(chan struct{})}
+	return s, o, upstreamOptions(o, l, store, sec), sec, nil
+}
+
+// makeSecrets loads what has to last and signs anew what has not.
+func makeSecrets(o Options, l *multiListener) (*pki.Authority, secrets, error) {
+	if err := os.MkdirAll(o.PKIDir, 0o700); err != nil {
+		return nil, secrets{}, err
+	}
+	in := func(name string) string { return filepath.Join(o.PKIDir, name) }
+	sec := secrets{
+		servingCert: in("apiserver.crt"), servingKey: in("apiserver.key"),
+		clientCA:       in("ca.crt"),
+		frontProxyCA:   in("front-proxy-ca.crt"),
+		frontProxyCert: in("front-proxy-client.crt"), frontProxyKey: in("front-proxy-client.key"),
+		kubeletCert: in("apiserver-kubelet-client.crt"), kubeletKey: in("apiserver-kubelet-client.key"),
+		tokenKey: in("sa.key"), tokenPublicKey: in("sa.pub"),
+	}
+	ca, err := pki.LoadOrCreateAuthority(o.PKIDir, "ca", "fairway")
+	if err != nil {
+		return nil, sec, err
+	}
+	frontProxy, err := pki.LoadOrCreateAuthority(o.PKIDir, "front-proxy-ca", "fairway front proxy")
+	if err != nil {
+		return nil, sec, err
+	}
+	if err := pki.LoadOrCreateKey(sec.tokenKey, sec.tokenPublicKey); err != nil {
+		return nil, sec, err
+	}
+	names, addrs := servingNames(o, l.addrs())
+	serving, err1 := ca.Server("kube-apiserver", names, addrs)
+	kubelet, err2 := ca.Client(KubeletClientUser, []string{"system:masters"})
+	front, err3 := frontProxy.Client(frontProxyUser, nil)
+	if err := errors.Join(err1, err2, err3); err != nil {
+		return nil, sec, err
+	}
+	return ca, sec, errors.Join(
+		serving.Write(sec.servingCert, sec.servingKey),
+		kubelet.Write(sec.kubeletCert, sec.kubeletKey),
+		front.Write(sec.frontProxyCert, sec.frontProxyKey),
+	)
+}
+
+// readyPoll is how often waitReady asks.
+const readyPoll = 10 * time.Millisecond
+
+// waitReady returns when the server says that it is ready, and when it or ctx ends.
+func (s *Server) waitReady(ctx context.Context, loopback *rest.Config) error {
+	client, err := rest.HTTPClientFor(loopback)
+	if err != nil {
+		return err
+	}
+	last := errors.New("it did not answer")
+	for {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, loopback.Host+"/readyz", nil)
+		if err != nil {
+			return err
+		}
+		if resp, err := client.Do(req); err != nil {
+			last = err
+		} else {
+			resp.Body.Close()
+			if resp.StatusCode == http.StatusOK {
+				return nil
+			}
+			last = fmt.Errorf("/readyz: %s", resp.Status)
+		}
+		select {
+		case <-time.After(readyPoll):
+		case <-s.done:
+			return errors.New("the API server stopped while it started")
+		case <-ctx.Done():
+			return fmt.Errorf("the API server is not ready: %w (last: %v)", ctx.Err(), last)
+		}
+	}
+}
+
+// URL returns where clients on this machine reach the server.
+func (s *Server) URL() string { return s.url }
+
+// Listen serves on another address, such as one that came up after Start. The
+// serving certificate is only for the addresses known at Start: name later
+// ones in Options.SANs.
+func (s *Server) Listen(address string) error { return s.listener.add(address) }
+
+// Done is closed when the server has stopped and its data directory is free.
+func (s *Server) Done() <-chan struct{} { return s.done }
+
+// Err returns why the server stopped: nil before it has, and after an orderly end.
+func (s *Server) Err() error {
+	select {
+	case <-s.done:
+		return s.err
+	default:
+		return nil
+	}
+}
+
+// Shutdown stops the server: it takes no more requests, lets those under way
+// finish, closes the store, and returns.
+func (s *Server) Shutdown() {
+	s.cancel()
+	<-s.done
+}
