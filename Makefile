@@ -1,0 +1,59 @@
+# Fairway's two commands for a newcomer are `make demo` and `make test`.
+# `make help` lists every target.
+
+GO          ?= go
+BIN         := bin
+VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+COMMIT      ?= $(shell git rev-parse --short HEAD 2>/dev/null)
+LDFLAGS     := -s -w -X fairway.dev/fairway/internal/version.Version=$(VERSION) -X fairway.dev/fairway/internal/version.Commit=$(COMMIT)
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+# Binaries are static. Tests are built the same way, so that one build cache
+# serves both; only the race detector needs a C compiler.
+export CGO_ENABLED = 0
+
+# Packages with goroutines of their own that build without the Kubernetes tree:
+# the ones the race detector runs on.
+RACE := ./internal/console ./internal/netns ./internal/dns/... ./internal/lb/... ./internal/announce/... \
+        ./internal/proxy/...
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## build the binaries into bin/
+	@mkdir -p $(BIN)
+	$(GO) build -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/...
+
+.PHONY: setup
+setup: ## install the Debian packages that the tests use (needs root)
+	@scripts/setup-debian
+
+.PHONY: demo
+demo: build ## build, start three nodes, and see every kind of Service work (needs root)
+	@$(GO) run ./test/demo -fairway $(CURDIR)/$(BIN)/fairway -examples $(CURDIR)/examples
+
+.PHONY: demo-down
+demo-down: ## stop what `make demo` left running
+	@$(BIN)/fairway down --purge --data-dir /var/lib/fairway-demo
+
+.PHONY: test
+test: setup build ## run all tests, with the set-up they need (needs root)
+	@scripts/test
+
+.PHONY: test-race
+test-race: ## run the tests of the packages with goroutines under the race detector
+	CGO_ENABLED=1 $(GO) test -race -vet=off $(RACE)
+
+.PHONY: lint
+lint: ## gofmt, go vet, staticcheck
+	@test -z "$$(gofmt -l cmd internal api test bench 2>/dev/null | tee /dev/stderr)" || { echo "run gofmt -w on these files"; exit 1; }
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf $(BIN) dist
