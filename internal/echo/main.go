@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"os/signal"
 	"syscall"
 )
@@ -14,8 +15,12 @@ import (
 // Main is the whole program: it reads args (without the program's name), runs
 // a server until SIGTERM or SIGINT, logs to out as text, and returns the exit
 // status: 0 after a clean stop, 1 when a listener failed or requests had to be
-// cut, 2 for a wrong command line.
+// cut, 2 for a wrong command line. With "get" as its first argument it is the
+// client instead, and prints answers to standard output.
 func Main(args []string, out io.Writer) int {
+	if len(args) > 0 && args[0] == "get" {
+		return getMain(args[1:], os.Stdout, out)
+	}
 	opts := DefaultOptions()
 	fs := flag.NewFlagSet("fairway echo", flag.ContinueOnError)
 	fs.SetOutput(out)
