@@ -26,10 +26,11 @@ nodes and Pods are network namespaces.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			out := console.New(os.Stdout)
-			if detach {
+			progress := standalone.NewProgress(out)
+			if detach && !progress.Detached() {
 				return standalone.UpDetached(os.Args[1:], o, out)
 			}
-			return standalone.Up(cmd.Context(), o, standalone.NewProgress(out))
+			return standalone.Up(cmd.Context(), o, progress)
 		},
 	}
 	f := cmd.Flags()
