@@ -28,6 +28,8 @@ import (
 	generatedopenapi "k8s.io/kubernetes/pkg/generated/openapi"
 	kubeadmission "k8s.io/kubernetes/pkg/kubeapiserver/admission"
 	corerest "k8s.io/kubernetes/pkg/registry/core/rest"
+	rbacrest "k8s.io/kubernetes/pkg/registry/rbac/rest"
+	schedulingrest "k8s.io/kubernetes/pkg/registry/scheduling/rest"
 )
 
 // dialer is a way to the embedded store.
@@ -56,6 +58,8 @@ func buildChain(ctx context.Context, o Options, upstream *options.Options, sec s
 		return nil, err
 	}
 	allowAnonymous(generic)
+	// See installPolicy and installPriorityClasses.
+	generic.DisabledPostStartHooks.Insert(rbacrest.PostStartHookName, schedulingrest.PostStartHookName)
 
 	kubeInitializers, err := (&kubeadmission.Config{}).New()
 	if err != nil {
@@ -133,7 +137,8 @@ func installResources(o Options, config controlplane.CompletedConfig, kube *cont
 	if err := kube.InstallAPIs(storageProviders(&storageNeeds{config: config, client: client, core: core})...); err != nil {
 		return err
 	}
-	installRoles(kube.GenericAPIServer)
+	installPolicy(kube.GenericAPIServer)
+	installPriorityClasses(kube.GenericAPIServer)
 	return keepKubernetesService(o, config, kube, client)
 }
 

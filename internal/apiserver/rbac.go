@@ -3,8 +3,6 @@ package apiserver
 import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	genericapiserver "k8s.io/apiserver/pkg/server"
-	rbacrest "k8s.io/kubernetes/pkg/registry/rbac/rest"
 )
 
 // role is a row of the table of what Fairway's own parts may do: the
@@ -62,27 +60,20 @@ func allow(verbs []string, group string, resources ...string) rbacv1.PolicyRule 
 	return rbacv1.PolicyRule{Verbs: verbs, APIGroups: []string{group}, Resources: resources}
 }
 
-// ownPolicy turns the table into objects. Upstream's code puts them into the
-// store at every start and adds what is missing from them there, so that a newer Fairway's
-// rights reach an older store.
-func ownPolicy() *rbacrest.PolicyData {
-	policy := &rbacrest.PolicyData{}
-	// A mark by which they are found, as upstream's have one.
-	labels := map[string]string{"app.kubernetes.io/part-of": "fairway"}
-	annotations := map[string]string{rbacv1.AutoUpdateAnnotationKey: "true"}
+// ownPolicy turns the table into objects; policy.go stores them.
+func ownPolicy() (clusterRoles []rbacv1.ClusterRole, bindings []rbacv1.ClusterRoleBinding) {
 	for _, r := range roles {
-		meta := metav1.ObjectMeta{Name: r.name, Labels: labels, Annotations: annotations}
-		policy.ClusterRoles = append(policy.ClusterRoles, rbacv1.ClusterRole{ObjectMeta: meta, Rules: r.rules})
-		policy.ClusterRoleBindings = append(policy.ClusterRoleBindings, rbacv1.ClusterRoleBinding{
-			ObjectMeta: meta,
+		meta := metav1.ObjectMeta{
+			Name:        r.name,
+			Labels:      map[string]string{"app.kubernetes.io/part-of": "fairway"},
+			Annotations: map[string]string{rbacv1.AutoUpdateAnnotationKey: "true"},
+		}
+		clusterRoles = append(clusterRoles, rbacv1.ClusterRole{ObjectMeta: meta, Rules: r.rules})
+		bindings = append(bindings, rbacv1.ClusterRoleBinding{
+			ObjectMeta: *meta.DeepCopy(),
 			RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: r.name},
 			Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.UserKind, Name: r.name}},
 		})
 	}
-	return policy
-}
-
-// installRoles has the server put the table into the store when it starts.
-func installRoles(s *genericapiserver.GenericAPIServer) {
-	s.AddPostStartHookOrDie("fairway/roles", ownPolicy().EnsureRBACPolicy())
+	return clusterRoles, bindings
 }
