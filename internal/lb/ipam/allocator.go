@@ -43,17 +43,20 @@ type pool struct {
 
 type address struct {
 	addr   netip.Addr
-	origin string // the pool it was given out of
 	pool   string // the pool that has it, or had it last; may be gone
 	common bool
 	kept   bool
 	owners map[*service]struct{}
-	ports  map[Port]*service // which owner answers on it
+	// leaving have given it up, but the world may not know yet.
+	leaving map[*service]struct{}
+	ports   map[Port]*service // which owner answers on it
 }
 
 type service struct {
 	req     Request
 	held    []netip.Addr
+	origins map[netip.Addr]string // the pools that held were given out of
+	leaving map[netip.Addr]struct{}
 	pending *Pending
 	seq     uint64 // place in the queue; 0 if it lacks nothing
 	waits   []waitKey
@@ -165,8 +168,13 @@ func (a *Allocator) Adopt(req Request, held []Assigned) {
 	s := a.service(req.Key)
 	s.req = req
 	for _, h := range held {
-		if a.conflict(s, h.Addr) == nil && !slices.Contains(s.held, h.Addr) {
-			a.acquire(s, h.Addr, h.Origin)
+		if slices.Contains(s.held, h.Addr) {
+			continue
+		}
+		c := a.conflict(s, h.Addr)
+		a.acquire(s, h.Addr, h.Origin)
+		if c != nil {
+			a.release(s, h.Addr)
 		}
 	}
 	a.changed[req.Key] = struct{}{}
@@ -194,7 +202,8 @@ func (a *Allocator) Set(req Request) Outcome {
 	return a.Get(req.Key)
 }
 
-// Remove gives back all that a Service holds. Unknown Services are no error.
+// Remove gives back all that a Service holds, for others to have at once; the
+// world knows already that the Service no longer has it. Unknown Services are no error.
 func (a *Allocator) Remove(key string) {
 	s := a.services[key]
 	if s == nil {
@@ -205,9 +214,19 @@ func (a *Allocator) Remove(key string) {
 	for _, x := range slices.Clone(s.held) {
 		a.release(s, x)
 	}
+	a.leave(s)
 	delete(a.services, key)
 	delete(a.changed, key)
 	a.drain()
+}
+
+// Confirm says that the world knows what Get returned for a Service: what it
+// has given up can go to others.
+func (a *Allocator) Confirm(key string) {
+	if s := a.services[key]; s != nil && len(s.leaving) > 0 {
+		a.leave(s)
+		a.drain()
+	}
 }
 
 // Retry tries again all Services that wait.
@@ -222,7 +241,7 @@ func (a *Allocator) Get(key string) Outcome {
 	o := Outcome{Pending: s.pending}
 	for _, x := range s.held {
 		ad := a.addresses[x]
-		o.Addresses = append(o.Addresses, Assigned{Addr: x, Pool: ad.pool, Origin: ad.origin, Kept: ad.kept})
+		o.Addresses = append(o.Addresses, Assigned{Addr: x, Pool: ad.pool, Origin: s.origins[x], Kept: ad.kept})
 	}
 	return o
 }
@@ -256,7 +275,7 @@ func (a *Allocator) Usage(name string) Usage {
 func (a *Allocator) service(key string) *service {
 	s := a.services[key]
 	if s == nil {
-		s = &service{}
+		s = &service{origins: map[netip.Addr]string{}, leaving: map[netip.Addr]struct{}{}}
 		s.req.Key = key
 		a.services[key] = s
 	}
@@ -286,12 +305,9 @@ func (p *pool) account(x *address, n int64) {
 func (a *Allocator) acquire(s *service, addr netip.Addr, hint string) {
 	x := a.addresses[addr]
 	if x == nil {
-		x = &address{addr: addr, origin: hint, pool: hint, kept: true, owners: map[*service]struct{}{}, ports: map[Port]*service{}}
+		x = &address{addr: addr, pool: hint, kept: true, owners: map[*service]struct{}{}, leaving: map[*service]struct{}{}, ports: map[Port]*service{}}
 		if p := a.poolOf(addr); p != nil {
 			x.pool, x.common, x.kept = p.Name, p.Common, false
-		}
-		if x.origin == "" {
-			x.origin = x.pool
 		}
 		a.addresses[addr] = x
 		if p := a.pools[x.pool]; p != nil {
@@ -299,7 +315,10 @@ func (a *Allocator) acquire(s *service, addr netip.Addr, hint string) {
 		}
 	}
 	x.owners[s] = struct{}{}
+	delete(x.leaving, s)
+	delete(s.leaving, addr)
 	s.held = append(s.held, addr)
+	s.origins[addr] = cmp.Or(hint, x.pool)
 	if p := a.pools[x.pool]; p != nil {
 		p.holders[s]++
 	}
@@ -310,28 +329,45 @@ func (a *Allocator) acquire(s *service, addr netip.Addr, hint string) {
 	a.changed[s.req.Key] = struct{}{}
 }
 
+// release takes an address from a Service; nobody else gets it before leave.
 func (a *Allocator) release(s *service, addr netip.Addr) {
 	a.unindex(s, addr)
 	x := a.addresses[addr]
 	delete(x.owners, s)
+	delete(s.origins, addr)
 	s.held = slices.DeleteFunc(s.held, func(h netip.Addr) bool { return h == addr })
-	p := a.pools[x.pool]
-	if p != nil {
+	if p := a.pools[x.pool]; p != nil {
 		if p.holders[s]--; p.holders[s] == 0 {
 			delete(p.holders, s)
 		}
 	}
-	if len(x.owners) == 0 {
-		delete(a.addresses, addr)
-		if p != nil {
-			p.account(x, -1)
+	x.leaving[s] = struct{}{}
+	s.leaving[addr] = struct{}{}
+	a.changed[s.req.Key] = struct{}{}
+}
+
+// leave lets others have what the Service has given up.
+func (a *Allocator) leave(s *service) {
+	for addr := range s.leaving {
+		x := a.addresses[addr]
+		delete(x.leaving, s)
+		if len(x.owners)+len(x.leaving) == 0 {
+			delete(a.addresses, addr)
+			if p := a.pools[x.pool]; p != nil {
+				p.account(x, -1)
+			}
+		}
+		a.wake = append(a.wake, waitKey{addr: addr}, waitKey{pool: x.pool, family: FamilyOf(addr)})
+		if key := s.req.ShareKey; key != "" {
+			a.wake = append(a.wake, waitKey{share: key})
+		}
+		for o := range x.owners {
+			if key := o.req.ShareKey; key != "" {
+				a.wake = append(a.wake, waitKey{share: key})
+			}
 		}
 	}
-	a.wake = append(a.wake, waitKey{addr: addr}, waitKey{pool: x.pool, family: FamilyOf(addr)})
-	if key := s.req.ShareKey; key != "" {
-		a.wake = append(a.wake, waitKey{share: key})
-	}
-	a.changed[s.req.Key] = struct{}{}
+	clear(s.leaving)
 }
 
 // index notes which ports of an address the Service answers on, and that the

@@ -239,12 +239,18 @@ func TestChangedRequests(t *testing.T) {
 	expect(t, a, "a", "192.0.2.1", ReasonInUse) // keeps what it has until it gets what it wants
 	a.Remove("b")
 	expect(t, a, "a", "192.0.2.2", "")
+	a.Set(single("b", named("192.0.2.1")))
+	expect(t, a, "b", "", ReasonInUse) // nobody has been told yet
+	a.Confirm("a")
+	expect(t, a, "b", "192.0.2.1", "")
+	a.Remove("b")
 	a.Set(single("a"))
 	expect(t, a, "a", "192.0.2.2", "") // no longer asks, no reason to move
 	a.Set(single("a", families(false, V4, V6)))
 	expect(t, a, "a", "192.0.2.2 fd00::1", "")
 	a.Set(single("a", families(false, V6)))
 	expect(t, a, "a", "fd00::1", "")
+	a.Confirm("a")
 	if u := a.Usage("p"); u.Used4 != 0 {
 		t.Errorf("leaked: %+v", u)
 	}

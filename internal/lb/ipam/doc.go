@@ -4,7 +4,8 @@
 // come the addresses each Service holds and, for those that lack some, why
 // (Get, TakeChanged). An address has one holder, or several that share it by
 // key. Whoever cannot be served waits, and is served by the very call that
-// makes it possible, first come first served.
+// makes it possible, first come first served. What a Service has given up goes
+// to others only when Confirm says that the world knows.
 //
 // It is pure: it knows no API type, starts no goroutine and reads no clock.
 // The work of a call depends on what changes, not on the size of pools or the

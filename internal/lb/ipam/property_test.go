@@ -31,8 +31,10 @@ func check(t *rapid.T, a *Allocator) {
 			}
 		}
 	}
-	if len(held) != len(a.addresses) {
-		t.Fatalf("leaked: %d addresses in the books, %d held", len(a.addresses), len(held))
+	for _, x := range a.addresses {
+		if len(x.owners)+len(x.leaving) == 0 {
+			t.Fatalf("leaked: %s is in the books and nobody has it", x.addr)
+		}
 	}
 	for _, p := range a.order {
 		used := map[Family]int64{}
@@ -137,8 +139,49 @@ func TestProperties(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		a := New(nil)
 		var pools []Pool
+		// What the world knows: written some time after it is decided.
+		type status struct {
+			req  Request
+			held []Assigned
+		}
+		world := map[string]status{}
+		write := func(t *rapid.T, k string) {
+			st := status{a.services[k].req, a.Get(k).Addresses}
+			for _, h := range st.held {
+				if slices.ContainsFunc(world[k].held, func(w Assigned) bool { return w.Addr == h.Addr }) {
+					continue
+				}
+				for other, o := range world {
+					if other != k && slices.ContainsFunc(o.held, func(w Assigned) bool { return w.Addr == h.Addr }) &&
+						(st.req.ShareKey == "" || st.req.ShareKey != o.req.ShareKey || st.req.Ports[0] == o.req.Ports[0]) {
+						t.Fatalf("%s is given to %s while the world sees it with %s", h.Addr, k, other)
+					}
+				}
+			}
+			world[k] = st
+			a.Confirm(k)
+		}
 		t.Repeat(map[string]func(*rapid.T){
 			"": func(t *rapid.T) { check(t, a) },
+			"write": func(t *rapid.T) {
+				for _, k := range slices.Sorted(maps.Keys(a.services)) {
+					if rapid.Bool().Draw(t, "written") {
+						write(t, k)
+					}
+				}
+			},
+			"crash": func(t *rapid.T) {
+				b := New(nil)
+				b.SetPools(pools)
+				keys := slices.Sorted(maps.Keys(a.services))
+				for _, k := range keys {
+					b.Adopt(a.services[k].req, world[k].held)
+				}
+				for _, k := range rapid.Permutation(keys).Draw(t, "order") {
+					b.Set(a.services[k].req)
+				}
+				a = b
+			},
 			"set": func(t *rapid.T) {
 				r := drawRequest(t, fmt.Sprint("s", rapid.IntRange(0, 9).Draw(t, "service")))
 				first := a.Set(r)
@@ -146,7 +189,11 @@ func TestProperties(t *testing.T) {
 					t.Fatalf("not stable: %s, then %s", addrs(first), addrs(again))
 				}
 			},
-			"remove": func(t *rapid.T) { a.Remove(fmt.Sprint("s", rapid.IntRange(0, 9).Draw(t, "service"))) },
+			"remove": func(t *rapid.T) {
+				k := fmt.Sprint("s", rapid.IntRange(0, 9).Draw(t, "service"))
+				delete(world, k)
+				a.Remove(k)
+			},
 			"pools": func(t *rapid.T) {
 				before := map[string][]netip.Addr{}
 				for k, s := range a.services {
@@ -167,7 +214,10 @@ func TestProperties(t *testing.T) {
 				b.SetPools(pools)
 				keys := slices.Sorted(maps.Keys(a.services))
 				for _, k := range keys {
-					b.Adopt(a.services[k].req, a.Get(k).Addresses)
+					write(t, k)
+				}
+				for _, k := range keys {
+					b.Adopt(a.services[k].req, world[k].held)
 				}
 				for _, k := range rapid.Permutation(keys).Draw(t, "order") {
 					b.Set(a.services[k].req)

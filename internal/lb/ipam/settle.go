@@ -50,7 +50,7 @@ func (a *Allocator) settle(s *service) {
 	}
 }
 
-// choose works out the addresses a Service should have; nothing changes. If
+// choose works out the addresses a Service should have; nobody's change. If
 // some cannot be had, it says what to wait for besides a change of pools.
 func (a *Allocator) choose(s *service) (target []netip.Addr, waits []waitKey, pending *Pending) {
 	fail := func(p *Pending, w ...waitKey) {
@@ -151,6 +151,13 @@ func (a *Allocator) conflict(s *service, addr netip.Addr) *Pending {
 	if x == nil {
 		return nil
 	}
+	if _, holds := x.owners[s]; !holds {
+		for o := range x.leaving {
+			if o != s {
+				return &Pending{Reason: ReasonInUse, Message: fmt.Sprintf("address %s is just being given up by Service %s", addr, o.req.Key)}
+			}
+		}
+	}
 	var other *service
 	for o := range x.owners {
 		if o != s {
@@ -179,7 +186,7 @@ func (a *Allocator) conflict(s *service, addr netip.Addr) *Pending {
 // has, one it can share, or a free one.
 func (a *Allocator) pick(s *service, f Family) (netip.Addr, *Pending, []waitKey) {
 	for _, h := range s.held {
-		if FamilyOf(h) == f && (len(s.req.Pools) == 0 || slices.Contains(s.req.Pools, a.addresses[h].pool) || slices.Contains(s.req.Pools, a.addresses[h].origin)) {
+		if FamilyOf(h) == f && a.asked(s, h) {
 			return h, nil, nil
 		}
 	}
@@ -220,6 +227,21 @@ func (a *Allocator) pick(s *service, f Family) (netip.Addr, *Pending, []waitKey)
 		return netip.Addr{}, pending, waits
 	}
 	return netip.Addr{}, &Pending{Reason: ReasonExhausted, Message: fmt.Sprintf("all %d %s addresses of pool %s are in use: add addresses to it, or delete Services of type LoadBalancer", total, f, quoted(names))}, waits
+}
+
+// asked says whether an address that a Service holds is, or was given, out of
+// a pool that it asks for.
+func (a *Allocator) asked(s *service, held netip.Addr) bool {
+	if len(s.req.Pools) == 0 || slices.Contains(s.req.Pools, s.origins[held]) {
+		return true
+	}
+	x := a.addresses[held]
+	if x.kept || !slices.Contains(s.req.Pools, x.pool) {
+		return false
+	}
+	s.origins[held] = x.pool
+	a.changed[s.req.Key] = struct{}{}
+	return true
 }
 
 // pickCommon finds a node's address with the Service's ports free.
