@@ -23,8 +23,8 @@ type Config struct {
 	// RESTOptions leads to the etcd storage of services, ipaddresses and servicecidrs.
 	RESTOptions generic.RESTOptionsGetter
 
-	// ServiceCIDRs are the prefixes of the default ServiceCIDR: one, or one of each family. Their families are the ones that
-	// Services can have, the first by default. Addresses come from whatever ServiceCIDR objects are ready.
+	// ServiceCIDRs are the prefixes of the default ServiceCIDR: one, or one of each family. Only their families matter here: they
+	// are the ones that Services can have, the first by default. Addresses come from whatever ServiceCIDR objects are ready.
 	ServiceCIDRs []netip.Prefix
 
 	// NodePorts is the range of node ports and health check node ports.

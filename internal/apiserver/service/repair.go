@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -219,7 +220,7 @@ func (r *repairer) checkHeld(ctx context.Context, k *kind, id string, holders []
 		}
 		if missing {
 			tell(k.notAllocated, k.describe(id)+" is not allocated; repairing")
-			if err := k.Claim(ctx, id, ownerOf(svc)); err != nil && !isTaken(err) {
+			if err := k.Claim(ctx, id, ownerOf(svc)); err != nil && !errors.Is(err, claim.ErrTaken) {
 				return err
 			}
 		}
