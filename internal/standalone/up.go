@@ -11,6 +11,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"fairway.dev/fairway/internal/console"
+	"fairway.dev/fairway/internal/version"
 )
 
 // UpDetached is Up in the background: it returns when the instance is ready,
@@ -49,13 +50,29 @@ func Up(ctx context.Context, o Options, p *Progress) (err error) {
 	if err := checkRanges(network, Prefix(o.DataDir)); err != nil {
 		return err
 	}
-	inst := Instance{Options: o, PID: os.Getpid(), Started: time.Now()}
-	if err := writeRecord(o.DataDir, inst); err != nil {
-		return err
+	sys := &system{opts: o, net: network, log: log, progress: p,
+		inst: Instance{Options: o, PID: os.Getpid(), Started: time.Now()}}
+	log.Info("starting", "dataDir", o.DataDir, "nodes", o.Nodes, "version", version.Get().Version)
+	p.Printf("%s  %s\n\n", p.Bold("Fairway "+version.Get().Version), p.Faint("in "+o.DataDir))
+
+	// Parts stop in the reverse order of their start, each group with a context
+	// of its own: Pods end while the API still answers.
+	err = sys.start(ctx)
+	if err == nil {
+		if err = sys.announceReady(); err == nil {
+			err = sys.wait(ctx)
+		}
 	}
-	log.Info("starting", "dataDir", o.DataDir, "nodes", o.Nodes)
-	<-ctx.Done()
-	return nil
+	if err != nil {
+		log.Error("stopping", "error", err)
+		p.End(err)
+	} else {
+		log.Info("stopping")
+		p.Printf("\nStopping …\n")
+	}
+	sys.stop()
+	log.Info("stopped")
+	return err
 }
 
 // openLog opens the instance's log file and routes klog, which the Kubernetes
