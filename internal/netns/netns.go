@@ -64,6 +64,28 @@ func Create(name string) (*NS, error) {
 	return Open(name)
 }
 
+// Bind gives a name to the namespace that a file such as /proc/PID/ns/net
+// refers to, and opens it. It fails with fs.ErrExist if the name is taken.
+func Bind(name, source string) (*NS, error) {
+	if err := checkName(name); err != nil {
+		return nil, err
+	}
+	if err := prepareDir(); err != nil {
+		return nil, err
+	}
+	path := filepath.Join(Dir, name)
+	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE|os.O_EXCL, 0o444)
+	if err != nil {
+		return nil, fmt.Errorf("name network namespace %q: %w", name, err)
+	}
+	f.Close()
+	if err := unix.Mount(source, path, "none", unix.MS_BIND, ""); err != nil {
+		os.Remove(path)
+		return nil, fmt.Errorf("name network namespace %q after %s: %w", name, source, err)
+	}
+	return Open(name)
+}
+
 // Open opens the namespace of that name. It fails with fs.ErrNotExist if there
 // is none.
 func Open(name string) (*NS, error) {
