@@ -59,6 +59,7 @@ nodes that run Pods, the data plane, DNS and a load balancer, in one binary.`,
 		newUpCmd(),
 		newDownCmd(),
 		newStatusCmd(),
+		newEchoCmd(),
 		newKubectlCmd(),
 		newVersionCmd(),
 	)
