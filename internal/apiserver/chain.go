@@ -2,15 +2,12 @@ package apiserver
 
 import (
 	"context"
-	"crypto/rand"
 	"fmt"
 	"net"
 	"net/http"
 	"net/url"
 
 	genericfilters "k8s.io/apiserver/pkg/endpoints/filters"
-	"k8s.io/apiserver/pkg/registry/generic"
-	"k8s.io/apiserver/pkg/registry/rest"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/apiserver/pkg/util/notfoundhandler"
 	"k8s.io/apiserver/pkg/util/proxy"
@@ -108,17 +105,13 @@ func installResources(o Options, config controlplane.CompletedConfig, kube *cont
 	if err != nil {
 		return err
 	}
-	services, err := newServices(o, config, kube, client)
-	if err != nil {
-		return err
-	}
 	core := &coreGroup{
 		base:       config.NewCoreGenericConfig(),
 		client:     client,
 		authorizer: config.Generic.Authorization.Authorizer,
 		kubelet:    kubeletClient(sec),
 		transport:  config.ProxyTransport,
-		services:   services,
+		services:   newServices(o, config, kube, client),
 	}
 	if err := kube.InstallAPIs(storageProviders(&storageNeeds{config: config, client: client, core: core})...); err != nil {
 		return err
@@ -127,9 +120,3 @@ func installResources(o Options, config controlplane.CompletedConfig, kube *cont
 	installPriorityClasses(kube.GenericAPIServer)
 	return keepKubernetesService(o, config, kube, client)
 }
-
-// servicesFunc makes the storage of Services; see coreGroup.
-type servicesFunc = func(generic.RESTOptionsGetter, rest.Getter) (map[string]rest.Storage, error)
-
-// randomToken returns 128 bits from the kernel in text form.
-func randomToken() (string, error) { return rand.Text(), nil }

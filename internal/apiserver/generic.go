@@ -2,6 +2,7 @@ package apiserver
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"time"
 
@@ -114,11 +115,7 @@ func ownClient(config *genericapiserver.Config, ca *pki.Authority) error {
 		return err
 	}
 	config.SecureServing.SNICerts = append([]dynamiccertificates.SNICertKeyContentProvider{cert}, config.SecureServing.SNICerts...)
-	token, err := randomToken()
-	if err != nil {
-		return err
-	}
-	config.LoopbackClientConfig, err = config.SecureServing.NewLoopbackClientConfig(token, ca.CertPEM)
+	config.LoopbackClientConfig, err = config.SecureServing.NewLoopbackClientConfig(rand.Text(), ca.CertPEM)
 	if err != nil {
 		return err
 	}

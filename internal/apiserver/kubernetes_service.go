@@ -21,8 +21,6 @@ const (
 	// without: when it is gone, the others take it out.
 	endpointInterval = 10 * time.Second
 	endpointTTL      = 15 * time.Second
-	// repairInterval is how often addresses and ports are checked for leaks.
-	repairInterval = 3 * time.Minute
 )
 
 // keepKubernetesService has the server keep the Service default/kubernetes

@@ -67,7 +67,7 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	// The server's own context: ctx ends it too.
 	runCtx, cancel := context.WithCancel(ctx)
 	s.cancel = cancel
-	chain, err := buildChain(runCtx, o, upstream, sec)
+	chain, err := buildChain(runCtx, o, upstream, s.ca, sec)
 	if err != nil {
 		cancel()
 		undo()
