@@ -27,14 +27,15 @@ func main() {
 	verbose := flag.Bool("v", false, "print the server's log")
 	heap := flag.String("heap", "", "write a heap profile to this file at the end")
 	cpu := flag.String("cpu", "", "write a CPU profile of the start to this file")
+	kubeconfig := flag.String("kubeconfig", "", "write an administrator's kubeconfig to this file when ready")
 	flag.Parse()
-	if err := run(*dir, *idle, *gogc, *verbose, *heap, *cpu); err != nil {
+	if err := run(*dir, *idle, *gogc, *verbose, *heap, *cpu, *kubeconfig); err != nil {
 		fmt.Fprintln(os.Stderr, "apiserver bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(dir string, idle time.Duration, gogc int, verbose bool, heap, cpu string) error {
+func run(dir string, idle time.Duration, gogc int, verbose bool, heap, cpu, kubeconfig string) error {
 	if gogc > 0 {
 		debug.SetGCPercent(gogc)
 	}
@@ -69,6 +70,15 @@ func run(dir string, idle time.Duration, gogc int, verbose bool, heap, cpu strin
 	}
 	ready := time.Since(processStart())
 	pprof.StopCPUProfile()
+	if kubeconfig != "" {
+		b, err := server.KubeconfigFor(apiserver.Admin(), "")
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(kubeconfig, b, 0o600); err != nil {
+			return err
+		}
+	}
 	time.Sleep(idle)
 	status, err := memory()
 	if err != nil {

@@ -54,6 +54,7 @@ func buildGeneric(ctx context.Context, opts options.CompletedOptions, ca *pki.Au
 	if err := opts.GenericServerRunOptions.ApplyTo(config); err != nil {
 		return nil, err
 	}
+	config.EffectiveVersion = servedVersion{config.EffectiveVersion}
 	if err := opts.SecureServing.SecureServingOptions.ApplyTo(&config.SecureServing); err != nil {
 		return nil, err
 	}

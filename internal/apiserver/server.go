@@ -47,6 +47,9 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 		return nil, err
 	}
 	routeKlog(o.Logger)
+	if err := setGates(); err != nil {
+		return nil, fmt.Errorf("feature gates: %w", err)
+	}
 
 	unlock, err := lockDir(o.DataDir)
 	if err != nil {
