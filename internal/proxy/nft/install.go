@@ -1,0 +1,245 @@
+package nft
+
+import (
+	"fmt"
+	"net/netip"
+)
+
+const (
+	// bulkElements is how many elements go into one transaction while a new
+	// generation is filled: the kernel takes larger ones at worse speed.
+	bulkElements = 10_000
+	// correctable is how many elements a table found may be wrong in before a
+	// new generation is cheaper than one transaction of corrections.
+	correctable = 50_000
+)
+
+// needs counts the elements the frontends of each family make.
+func (p *Programmer) needs() (n [2][kinds]int) {
+	for _, e := range p.held {
+		i := familyOf(e.f.Key.Addr)
+		inside := insideOf(e.f)
+		n[i][services]++
+		n[i][backends] += len(limit(e.f.Backends)) + len(inside)
+		if classOf(e.f).affinity() > 0 {
+			n[i][members] += len(limit(e.f.Backends)) + len(inside)
+		}
+	}
+	for a := range p.clusterIP {
+		n[familyOf(a)][clusterIPs]++
+	}
+	return n
+}
+
+// replace programs p.held into whatever the kernel has.
+func (p *Programmer) replace() error {
+	is, err := p.read()
+	if err != nil {
+		return err
+	}
+	p.ch.reset()
+	var fresh [2]bool
+	need := p.needs()
+	for i, f := range families {
+		p.gens[i], _ = p.adoptable(f, is, need[i])
+		fresh[i] = p.gens[i] == nil || p.fresh
+		if fresh[i] {
+			continue
+		}
+		n := p.ch.n
+		if err := p.compare(i); err != nil {
+			return err
+		}
+		p.gens[i].count = need[i]
+		for k := range kinds {
+			// In this transaction the wrong ones count too.
+			size := p.gens[i].sets[k].size
+			fresh[i] = fresh[i] || size != 0 && need[i][k]+p.ch.del[i][k].n > int(size)
+		}
+		fresh[i] = fresh[i] || p.ch.n-n > correctable
+	}
+	return p.install(is, fresh)
+}
+
+// install writes everything but the elements of frontends anew: sets, chains,
+// rules, the node's facts; and p.ch into the generations that stay. Those that
+// are fresh are made and filled first, beside what is in use. The one
+// transaction at the end puts it all into force and deletes what is not ours.
+func (p *Programmer) install(is *found, fresh [2]bool) error {
+	var err error
+	if is == nil {
+		if is, err = p.read(); err != nil {
+			return err
+		}
+	}
+	need := p.needs()
+	for i, f := range families {
+		if !fresh[i] {
+			p.gens[i].counted(&p.ch, i)
+			continue
+		}
+		_, serial := p.adoptable(f, is, need[i])
+		p.gens[i] = p.newGeneration(f, serial, need[i])
+		if err := p.fill(i, is.table); err != nil {
+			return err
+		}
+		is.table = true
+		p.gens[i].count = need[i]
+	}
+	p.findLocalhost()
+	b := p.b
+	b.reset()
+	p.final(b, is, fresh)
+	return p.c.commit(b)
+}
+
+// fill makes a family's new generation and adds the elements, in transactions
+// of a good size. No rule uses it yet.
+func (p *Programmer) fill(i int, table bool) error {
+	g, b := p.gens[i], p.b
+	b.reset()
+	if !table {
+		b.newTable()
+	}
+	for _, s := range g.sets {
+		b.newSet(s)
+	}
+	var ch changes
+	flush := func() error {
+		ch.emit(b, i, g)
+		if err := p.c.commit(b); err != nil {
+			return fmt.Errorf("fill %s: %w", g.sets[services].name, err)
+		}
+		b.reset()
+		ch.reset()
+		return nil
+	}
+	for _, e := range p.held {
+		if familyOf(e.f.Key.Addr) != i {
+			continue
+		}
+		if ch.frontend(nil, e.f); ch.n >= bulkElements {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+	}
+	for a := range p.clusterIP {
+		if familyOf(a) == i {
+			ch.put(false, i, clusterIPs, a.AsSlice(), nil)
+		}
+	}
+	return flush()
+}
+
+// final writes the transaction that puts everything into force.
+func (p *Programmer) final(b *batch, is *found, fresh [2]bool) {
+	if is.table {
+		b.flushRules("")
+	}
+	b.newTable() // if it is there this wakes it, should somebody have put it to sleep
+
+	// What the table shall consist of.
+	sets := map[string]setSpec{}
+	chains := p.skeleton()
+	for i, f := range families {
+		for _, s := range p.fixedSets(f) {
+			sets[s.name] = s
+		}
+		for _, s := range p.gens[i].sets {
+			sets[s.name] = s
+		}
+		p.classes[i] = map[class]int{}
+		for _, e := range p.held {
+			if familyOf(e.f.Key.Addr) == i {
+				p.classes[i][classOf(e.f)]++
+			}
+		}
+		for c := range p.classes[i] {
+			chains = append(chains, p.classChains(f, p.gens[i], c)...)
+		}
+	}
+
+	// Away with the rest. No rule is left that would hold it; sets go before
+	// the chains that their verdicts hold.
+	keep := map[string]bool{}
+	for name, s := range is.sets {
+		if want, ok := sets[name]; ok && want.fits(s) {
+			keep[name] = true
+		} else {
+			b.deleteSet(name)
+		}
+	}
+	for _, f := range families {
+		for _, base := range []string{setClasses, setModes, setPods, setNodePorts, setRanges} {
+			if name := p.name(base, f); keep[name] {
+				b.flushSet(name)
+			}
+		}
+	}
+	wanted := map[string]chainSpec{}
+	for _, c := range chains {
+		wanted[c.name] = c
+	}
+	for name, c := range is.chains {
+		want, ok := wanted[name]
+		if ok && want.kind == c.kind && want.hook == c.hook && want.priority == c.priority {
+			continue
+		}
+		b.deleteChain(name)
+		delete(is.chains, name)
+	}
+
+	for i, f := range families {
+		for _, s := range p.fixedSets(f) {
+			if !keep[s.name] {
+				b.newSet(s)
+			}
+		}
+		if fresh[i] {
+			continue // made and filled before
+		}
+		p.ch.emit(b, i, p.gens[i])
+	}
+	for _, c := range chains {
+		if _, there := is.chains[c.name]; !there {
+			b.newChain(c)
+		}
+	}
+	for i, f := range families {
+		p.facts(b, i, f)
+	}
+	for _, c := range chains {
+		for _, r := range c.rules {
+			b.newRule(c.name, r)
+		}
+	}
+}
+
+// facts fills the sets that hold the node's facts and the verdict maps.
+func (p *Programmer) facts(b *batch, i int, f *family) {
+	ranges := func(set string, prefixes []netip.Prefix) {
+		var l elemList
+		for _, s := range spans(prefixes, f) {
+			var n int
+			l.b, n = appendSpan(l.b, nil, s)
+			l.n += n
+		}
+		b.elems(false, p.name(set, f), l.b, l.n)
+	}
+	ranges(setPods, p.node.PodNetwork.CIDRs)
+	ranges(setNodePorts, p.node.NodePortAddrs)
+	ranges(setRanges, p.node.ServiceCIDRs)
+	var l elemList
+	for mode, chain := range p.modes(f) {
+		l.b = appendGoto(l.b, host32(mode), chain)
+		l.n++
+	}
+	b.elems(false, p.name(setModes, f), l.b, l.n)
+	l = elemList{}
+	for c := range p.classes[i] {
+		l.b = appendGoto(l.b, c.key(), c.chain(p, f))
+		l.n++
+	}
+	b.elems(false, p.name(setClasses, f), l.b, l.n)
+}

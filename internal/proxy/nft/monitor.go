@@ -1,0 +1,136 @@
+package nft
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"fairway.dev/fairway/internal/netns"
+)
+
+// monitor listens to what is changed in the namespace's ruleset and tells when
+// somebody else changed our table. Notifications carry the netlink port of who
+// made the change, so our own are told apart.
+type monitor struct {
+	log   *slog.Logger
+	table string
+	drift chan struct{}
+	file  *os.File // the socket, in the runtime's poller
+	ports sync.Map // netlink ports of our connections, now and before
+	done  chan struct{}
+}
+
+// monitorBuffer is how many bytes of notifications may wait.
+const monitorBuffer = 4 << 20
+
+func newMonitor(p *Programmer) (*monitor, error) {
+	m := &monitor{log: p.log, table: p.table, drift: make(chan struct{}, 1), done: make(chan struct{})}
+	m.own(p.c.portID)
+	open := func() error {
+		fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
+		if err != nil {
+			return err
+		}
+		m.file = os.NewFile(uintptr(fd), "nftables notifications")
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, monitorBuffer); err != nil {
+			return err
+		}
+		if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+			return err
+		}
+		return unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, unix.NFNLGRP_NFTABLES)
+	}
+	if err := inNS(p.ns, open); err != nil {
+		if m.file != nil {
+			m.file.Close()
+		}
+		return nil, fmt.Errorf("nft: listen to ruleset changes: %w", err)
+	}
+	go m.run()
+	return m, nil
+}
+
+func inNS(ns *netns.NS, f func() error) error {
+	if ns == nil {
+		return f()
+	}
+	return ns.Do(f)
+}
+
+// own takes note of a netlink port as ours.
+func (m *monitor) own(port uint32) { m.ports.Store(port, true) }
+
+func (m *monitor) close() {
+	m.file.Close()
+	<-m.done
+}
+
+func (m *monitor) signal() {
+	select {
+	case m.drift <- struct{}{}:
+	default:
+	}
+}
+
+func (m *monitor) run() {
+	defer close(m.done)
+	raw, err := m.file.SyscallConn()
+	if err != nil {
+		m.log.Error("watching the ruleset failed; changes by others will go unnoticed", "err", err)
+		return
+	}
+	buf := make([]byte, recvChunk)
+	for {
+		var n int
+		var rerr error
+		err := raw.Read(func(fd uintptr) bool {
+			n, _, rerr = unix.Recvfrom(int(fd), buf, 0)
+			return rerr != unix.EAGAIN && rerr != unix.EINTR
+		})
+		if err != nil {
+			return // closed
+		}
+		if errors.Is(rerr, unix.ENOBUFS) {
+			// Something was lost, perhaps a change to our table.
+			m.signal()
+			continue
+		}
+		if rerr != nil {
+			m.log.Error("watching the ruleset failed; changes by others will go unnoticed", "err", rerr)
+			return
+		}
+		m.look(buf[:n])
+	}
+}
+
+// look reads one datagram of notifications. All in it are of one transaction.
+func (m *monitor) look(b []byte) {
+	if len(b) < nlmsgHdrLen {
+		return
+	}
+	port := binary.NativeEndian.Uint32(b[12:])
+	if _, ours := m.ports.Load(port); ours {
+		return
+	}
+	hit := false
+	messages(b, func(h unix.NlMsghdr, body []byte) error {
+		if hit || h.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || len(body) < nfgenHdrLen {
+			return nil
+		}
+		// Every kind of object but a generation names its table in attribute 1.
+		if h.Type&0xff != unix.NFT_MSG_NEWGEN && body[0] == unix.NFPROTO_INET &&
+			attrStr(body[nfgenHdrLen:], unix.NFTA_TABLE_NAME) == m.table {
+			hit = true
+		}
+		return nil
+	})
+	if hit {
+		m.log.Warn("somebody else changed our nftables table", "table", m.table, "netlinkPort", port)
+		m.signal()
+	}
+}
