@@ -242,7 +242,7 @@ func (d *DNS) RunNode(ctx context.Context, n Node) error {
 	}
 	s, err := d.newServer(ctx, addrs, n.NetNS, log)
 	if err != nil {
-		return fmt.Errorf("DNS of node %s: %w", n.Name, err)
+		return fmt.Errorf("serve DNS on node %s: %w", n.Name, err)
 	}
 	if err := d.registry.Register(s); err == nil {
 		defer d.registry.Unregister(s)

@@ -46,7 +46,7 @@ func ServiceIPs(ranges []netip.Prefix) []netip.Addr {
 // a selector is somebody else's DNS and stays as it is.
 func EnsureService(ctx context.Context, client kubernetes.Interface, ips []netip.Addr) error {
 	if len(ips) == 0 {
-		return errors.New("Service kube-system/kube-dns: no ClusterIP for it; the Service range must hold at least eleven addresses")
+		return errors.New("cluster DNS: no ClusterIP for Service kube-system/kube-dns: the Service range must hold at least eleven addresses")
 	}
 	services := client.CoreV1().Services(ServiceNamespace)
 	for range 5 {
@@ -80,7 +80,7 @@ func EnsureService(ctx context.Context, client kubernetes.Interface, ips []netip
 			return nil
 		}
 	}
-	return fmt.Errorf("Service %s/%s changes too fast to be updated", ServiceNamespace, ServiceName)
+	return fmt.Errorf("update Service %s/%s: it changes too fast to be updated", ServiceNamespace, ServiceName)
 }
 
 func newService(ips []netip.Addr) *corev1.Service {
@@ -152,7 +152,7 @@ func Publish(ctx context.Context, client kubernetes.Interface, n Node) error {
 			_, err = slices.Update(ctx, want, metav1.UpdateOptions{})
 		}
 		if err != nil {
-			return fmt.Errorf("EndpointSlice %s/%s: %w", want.Namespace, want.Name, err)
+			return fmt.Errorf("write EndpointSlice %s/%s: %w", want.Namespace, want.Name, err)
 		}
 	}
 	return nil

@@ -75,11 +75,11 @@ func New(ctx context.Context, o Options) (*Server, error) {
 	}
 	switch {
 	case o.Store == nil:
-		return nil, errors.New("DNS server: no store to answer from")
+		return nil, errors.New("serve DNS: no store to answer from")
 	case len(o.Addrs) == 0:
-		return nil, errors.New("DNS server: no address to listen on")
+		return nil, errors.New("serve DNS: no address to listen on")
 	case o.MaxUDPSize < wire.MinSize || o.MaxUDPSize > 4096:
-		return nil, fmt.Errorf("DNS server: answers of at most %d bytes over UDP: must be between %d and 4096", o.MaxUDPSize, wire.MinSize)
+		return nil, fmt.Errorf("serve DNS: answers of at most %d bytes over UDP: must be between %d and 4096", o.MaxUDPSize, wire.MinSize)
 	}
 	s := &Server{opts: o, log: o.Logger, label: "dns://" + o.Addrs[0].String(),
 		clients: newLimiter(o.PerClient), conns: newLimiter(o.PerClientConns), pool: newBatchPool(o.MaxUDPSize)}

@@ -17,7 +17,7 @@ func (o *Options) check() error {
 	switch o.Pods {
 	case PodsDisabled, PodsInsecure, PodsVerified:
 	default:
-		errs = append(errs, fmt.Errorf("Pod names %q: must be %s, %s or %s", o.Pods, PodsDisabled, PodsInsecure, PodsVerified))
+		errs = append(errs, fmt.Errorf("names of Pods %q: must be %s, %s or %s", o.Pods, PodsDisabled, PodsInsecure, PodsVerified))
 	}
 	if ns, name, ok := strings.Cut(o.NameServer, "/"); !ok || ns == "" || name == "" || len(ns) > 63 || len(name) > 63 {
 		errs = append(errs, fmt.Errorf("name server's Service %q: must be namespace/name, such as kube-system/kube-dns", o.NameServer))
