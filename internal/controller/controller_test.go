@@ -11,6 +11,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
@@ -26,6 +27,9 @@ const waitLong = 2 * time.Minute
 type cluster struct {
 	*testing.T
 	client kubernetes.Interface
+	// clock makes every transition's time differ from the one before: the API
+	// keeps whole seconds.
+	clock time.Time
 }
 
 func startCluster(t *testing.T) *cluster {
@@ -59,7 +63,7 @@ func startCluster(t *testing.T) *cluster {
 			}
 		}
 	})
-	return &cluster{t, apitest.Client(t, s, apiserver.Admin())}
+	return &cluster{t, apitest.Client(t, s, apiserver.Admin()), time.Now()}
 }
 
 func (c *cluster) eventually(what string, f func() error) {
@@ -109,6 +113,8 @@ func (c *cluster) addNode(name, zone string) {
 // setReady gives a Pod an address and readiness, as an agent would.
 func (c *cluster) setReady(pod *v1.Pod, ip string, ready bool) {
 	c.Helper()
+	c.clock = c.clock.Add(time.Second)
+	transition := metav1.NewTime(c.clock)
 	status := v1.ConditionFalse
 	if ready {
 		status = v1.ConditionTrue
@@ -120,7 +126,7 @@ func (c *cluster) setReady(pod *v1.Pod, ip string, ready bool) {
 		}
 		p.Status.Phase = v1.PodRunning
 		p.Status.PodIP, p.Status.PodIPs = ip, []v1.PodIP{{IP: ip}}
-		conditions := []v1.PodCondition{{Type: v1.PodReady, Status: status, LastTransitionTime: metav1.Now()}}
+		conditions := []v1.PodCondition{{Type: v1.PodReady, Status: status, LastTransitionTime: transition}}
 		for _, cond := range p.Status.Conditions {
 			if cond.Type != v1.PodReady {
 				conditions = append(conditions, cond)
@@ -131,6 +137,8 @@ func (c *cluster) setReady(pod *v1.Pod, ip string, ready bool) {
 		return err
 	})
 }
+
+func intOrName(name string) intstr.IntOrString { return intstr.FromString(name) }
 
 func podTemplate(labels map[string]string) v1.PodTemplateSpec {
 	return v1.PodTemplateSpec{
