@@ -103,7 +103,10 @@ func supervise(ctx context.Context, log *slog.Logger, f func(context.Context) er
 
 // start brings everything up in the order in which the parts need each other.
 func (s *system) start(ctx context.Context) error {
-	return s.step("API", func() (string, error) { return s.startAPI(ctx) })
+	if err := s.step("API", func() (string, error) { return s.startAPI(ctx) }); err != nil {
+		return err
+	}
+	return s.step("Controllers", s.startControllers)
 }
 
 // startAPI starts the API server on loopback. Nodes and Pods reach it at the
