@@ -25,6 +25,7 @@ import (
 	"k8s.io/apiserver/pkg/server/options"
 	serverstorage "k8s.io/apiserver/pkg/server/storage"
 	"k8s.io/apiserver/pkg/storage/storagebackend"
+	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 	"k8s.io/kubernetes/pkg/apis/core"
 	_ "k8s.io/kubernetes/pkg/apis/core/install"
@@ -53,6 +54,8 @@ func TestMain(m *testing.M) {
 	if role := os.Getenv(roleEnv); role != "" {
 		os.Exit(runRole(role))
 	}
+	klog.LogToStderr(false)
+	klog.SetOutput(io.Discard)
 	flag.Parse()
 	code := m.Run()
 	if sharedEtcd.stop != nil {
@@ -110,7 +113,7 @@ func storageAt(endpoint, prefix string) storagebackend.Config {
 func restOptions(c storagebackend.Config, watchCache bool) (generic.RESTOptionsGetter, error) {
 	o := options.NewEtcdOptions(&c)
 	o.EnableWatchCache = watchCache
-	o.StorageConfig.Codec = nil
+	o.StorageConfig.CountMetricPollPeriod = 0 // it counts on, a while after its client is closed
 	completed := kubeapiserver.NewStorageFactoryConfig().Complete(o)
 	completed.APIResourceConfig = serverstorage.NewResourceConfig()
 	factory, err := completed.New()

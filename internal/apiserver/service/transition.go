@@ -64,20 +64,15 @@ func carryNodePorts(ports, old []core.ServicePort) {
 // mirrorClusterIP keeps clusterIP and clusterIPs[0] the same for clients that know only one of them. old is nil on create.
 // Contradictions are left for validation.
 func mirrorClusterIP(svc, old *core.Service) {
-	switch {
-	case old == nil:
-		if svc.Spec.ClusterIP != "" && len(svc.Spec.ClusterIPs) == 0 {
-			svc.Spec.ClusterIPs = []string{svc.Spec.ClusterIP}
-		}
-	case svc.Spec.ClusterIP == old.Spec.ClusterIP:
-		if len(svc.Spec.ClusterIPs) == 0 { // a client from before clusterIPs
-			svc.Spec.ClusterIPs = slices.Clone(old.Spec.ClusterIPs)
-		}
-	case slices.Equal(svc.Spec.ClusterIPs, old.Spec.ClusterIPs): // only clusterIP was changed
-		svc.Spec.ClusterIPs = nil
-		if svc.Spec.ClusterIP != "" {
-			svc.Spec.ClusterIPs = []string{svc.Spec.ClusterIP}
-		}
+	s := &svc.Spec
+	if old != nil && s.ClusterIP == old.Spec.ClusterIP && len(s.ClusterIPs) == 0 { // a client from before clusterIPs
+		s.ClusterIPs = slices.Clone(old.Spec.ClusterIPs)
+	}
+	if old != nil && s.ClusterIP != old.Spec.ClusterIP && slices.Equal(s.ClusterIPs, old.Spec.ClusterIPs) { // only clusterIP was changed
+		s.ClusterIPs = nil
+	}
+	if s.ClusterIP != "" && len(s.ClusterIPs) == 0 {
+		s.ClusterIPs = []string{s.ClusterIP}
 	}
 }
 
