@@ -130,7 +130,7 @@ type IPPoolStatus struct {
 	Services int64 `json:"services"`
 	// Kept is how many addresses are in use that the spec no longer lists: they
 	// stay with their Services until these give them up.
-	Kept int64 `json:"kept,omitempty"`
+	Kept int64 `json:"kept"`
 	// Conditions are Ready.
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
 }

@@ -257,6 +257,9 @@ func (a *Allocator) TakeChanged() []string {
 	return keys
 }
 
+// Has says whether an address is in a pool.
+func (a *Allocator) Has(addr netip.Addr) bool { return a.poolOf(addr) != nil }
+
 // Waiting is how many Services lack an address.
 func (a *Allocator) Waiting() int { return a.pending.Len() }
 

@@ -1,0 +1,111 @@
+package lb
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/labels"
+
+	"fairway.dev/fairway/api/v1alpha1"
+	"fairway.dev/fairway/internal/lb/ipam"
+)
+
+// Handles says whether a Service gets its addresses from Fairway: type
+// LoadBalancer and class fairway.dev/lb, or no class where classless is set.
+func Handles(svc *corev1.Service, classless bool) bool {
+	if svc.Spec.Type != corev1.ServiceTypeLoadBalancer {
+		return false
+	}
+	if class := svc.Spec.LoadBalancerClass; class != nil {
+		return *class == v1alpha1.LoadBalancerClass
+	}
+	return classless
+}
+
+// requestOf reads what a Service asks for. If it asks for something that
+// cannot be read, the error says so and the request is without it.
+func requestOf(svc *corev1.Service, namespace labels.Set) (ipam.Request, error) {
+	r := ipam.Request{
+		Key:             svc.Namespace + "/" + svc.Name,
+		NamespaceLabels: namespace,
+		Labels:          svc.Labels,
+		RequireAll:      svc.Spec.IPFamilyPolicy != nil && *svc.Spec.IPFamilyPolicy == corev1.IPFamilyPolicyRequireDualStack,
+		Pools:           list(svc.Annotations[v1alpha1.AnnotationPool]),
+		ShareKey:        svc.Annotations[v1alpha1.AnnotationShareKey],
+	}
+	for _, f := range svc.Spec.IPFamilies {
+		if f == corev1.IPv6Protocol {
+			r.Families = append(r.Families, ipam.V6)
+		} else {
+			r.Families = append(r.Families, ipam.V4)
+		}
+	}
+	if len(r.Families) == 0 { // a server from before dual stack
+		r.Families = []ipam.Family{ipam.V4}
+		if ip, err := netip.ParseAddr(svc.Spec.ClusterIP); err == nil {
+			r.Families[0] = ipam.FamilyOf(ip)
+		}
+	}
+	for _, p := range svc.Spec.Ports {
+		proto := p.Protocol
+		if proto == "" {
+			proto = corev1.ProtocolTCP
+		}
+		r.Ports = append(r.Ports, ipam.Port{Protocol: string(proto), Number: uint16(p.Port)})
+	}
+	if svc.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal {
+		r.Backends = "Local " + labels.FormatLabels(svc.Spec.Selector)
+		if len(svc.Spec.Selector) == 0 { // endpoints of its own
+			r.Backends = "Local " + r.Key
+		}
+	}
+	field, value := "metadata.annotations["+v1alpha1.AnnotationAddresses+"]", svc.Annotations[v1alpha1.AnnotationAddresses]
+	if value == "" {
+		field, value = "spec.loadBalancerIP", svc.Spec.LoadBalancerIP
+	}
+	for _, s := range list(value) {
+		addr, err := netip.ParseAddr(s)
+		if err != nil || addr.Zone() != "" {
+			r.Addresses = nil
+			return r, fmt.Errorf("%s: %q is not an IP address: write addresses such as 192.0.2.10, with commas between them", field, s)
+		}
+		if addr = addr.Unmap(); !slices.Contains(r.Addresses, addr) {
+			r.Addresses = append(r.Addresses, addr)
+		}
+	}
+	return r, nil
+}
+
+// heldOf reads which addresses a Service has had from Fairway.
+func heldOf(svc *corev1.Service) []ipam.Assigned {
+	var held []ipam.Assigned
+	origins := list(svc.Annotations[v1alpha1.AnnotationAllocatedFrom])
+	for i, in := range svc.Status.LoadBalancer.Ingress {
+		addr, err := netip.ParseAddr(in.IP)
+		if err != nil {
+			continue // a host name: not ours
+		}
+		h := ipam.Assigned{Addr: addr.Unmap()}
+		switch {
+		case i < len(origins):
+			h.Origin = origins[i]
+		case len(origins) > 0:
+			h.Origin = origins[len(origins)-1]
+		}
+		held = append(held, h)
+	}
+	return held
+}
+
+func list(s string) []string {
+	var out []string
+	for _, x := range strings.Split(s, ",") {
+		if x = strings.TrimSpace(x); x != "" {
+			out = append(out, x)
+		}
+	}
+	return out
+}
