@@ -12,6 +12,7 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/leaderelection"
@@ -72,7 +73,9 @@ func RunController(ctx context.Context, o Options) error {
 	}
 	config := rest.CopyConfig(o.Config)
 	config.QPS = -1
-	client, err := kubernetes.NewForConfig(config)
+	compact := rest.CopyConfig(config)
+	compact.ContentType, compact.AcceptContentTypes = runtime.ContentTypeProtobuf, runtime.ContentTypeProtobuf+","+runtime.ContentTypeJSON
+	client, err := kubernetes.NewForConfig(compact)
 	if err != nil {
 		return fmt.Errorf("lb: %w", err)
 	}
