@@ -248,7 +248,10 @@ func testLives(t *testing.T, w *world) {
 	w.has("b", "192.0.2.11", "Allocated")
 	w.service("bad", annotate(v1alpha1.AnnotationAddresses, "192.0.2.11;192.0.2.12"))
 	w.has("bad", "", "InvalidRequest")
-	w.service("other", func(s *corev1.Service) { s.Spec.LoadBalancerClass = new(string); *s.Spec.LoadBalancerClass = "example.com/lb" })
+	w.service("other", func(s *corev1.Service) {
+		s.Spec.LoadBalancerClass = new(string)
+		*s.Spec.LoadBalancerClass = "example.com/lb"
+	})
 	w.service("c")
 	w.has("c", "", ipam.ReasonExhausted)
 	w.service("d", annotate(v1alpha1.AnnotationPool, "q"))
