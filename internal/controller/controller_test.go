@@ -27,6 +27,7 @@ const waitLong = 2 * time.Minute
 type cluster struct {
 	*testing.T
 	client kubernetes.Interface
+	config *rest.Config // an administrator's
 	// clock makes every transition's time differ from the one before: the API
 	// keeps whole seconds.
 	clock time.Time
@@ -63,7 +64,7 @@ func startCluster(t *testing.T) *cluster {
 			}
 		}
 	})
-	return &cluster{t, apitest.Client(t, s, apiserver.Admin()), time.Now()}
+	return &cluster{t, apitest.Client(t, s, apiserver.Admin()), apitest.Config(t, s, apiserver.Admin()), time.Now()}
 }
 
 func (c *cluster) eventually(what string, f func() error) {
@@ -156,18 +157,14 @@ func TestDeploymentBecomesEndpoints(t *testing.T) {
 	c := startCluster(t)
 	ctx := t.Context()
 	const ns = "shop"
-	_, err := c.client.CoreV1().Namespaces().Create(ctx, &v1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns}}, metav1.CreateOptions{})
-	c.must(err)
-	c.eventually("the namespace's service account and root CA", func() error {
-		if _, err := c.client.CoreV1().ServiceAccounts(ns).Get(ctx, "default", metav1.GetOptions{}); err != nil {
-			return err
-		}
+	c.namespace(ns)
+	c.eventually("the namespace's root CA", func() error {
 		_, err := c.client.CoreV1().ConfigMaps(ns).Get(ctx, "kube-root-ca.crt", metav1.GetOptions{})
 		return err
 	})
 
 	labels := map[string]string{"app": "web"}
-	_, err = c.client.CoreV1().Services(ns).Create(ctx, &v1.Service{
+	_, err := c.client.CoreV1().Services(ns).Create(ctx, &v1.Service{
 		ObjectMeta: metav1.ObjectMeta{Name: "web"},
 		Spec:       v1.ServiceSpec{Selector: labels, Ports: []v1.ServicePort{{Port: 80}}},
 	}, metav1.CreateOptions{})

@@ -99,6 +99,12 @@ func (c *cluster) namespace(name string) {
 	c.Helper()
 	_, err := c.client.CoreV1().Namespaces().Create(c.Context(), &v1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
 	c.must(err)
+	c.ready(name)
+}
+
+// ready waits until Pods may be made in a namespace.
+func (c *cluster) ready(name string) {
+	c.Helper()
 	c.eventually("service account", func() error {
 		_, err := c.client.CoreV1().ServiceAccounts(name).Get(c.Context(), "default", metav1.GetOptions{})
 		return err
