@@ -33,6 +33,7 @@ import (
 	"k8s.io/kubernetes/pkg/apis/networking"
 	_ "k8s.io/kubernetes/pkg/apis/networking/install"
 	"k8s.io/kubernetes/pkg/kubeapiserver"
+	ipaddressstore "k8s.io/kubernetes/pkg/registry/networking/ipaddress/storage"
 	svccidrstore "k8s.io/kubernetes/pkg/registry/networking/servicecidr/storage"
 )
 
@@ -54,8 +55,7 @@ func TestMain(m *testing.M) {
 	if role := os.Getenv(roleEnv); role != "" {
 		os.Exit(runRole(role))
 	}
-	klog.LogToStderr(false)
-	klog.SetOutput(io.Discard)
+	klog.SetSlogLogger(slog.New(slog.NewTextHandler(io.Discard, nil)))
 	flag.Parse()
 	code := m.Run()
 	if sharedEtcd.stop != nil {
@@ -130,11 +130,13 @@ var (
 
 // cluster is a Service registry on an etcd prefix, with what tests do to it.
 type cluster struct {
-	t     testing.TB
-	reg   *Registry
-	rest  *REST
-	cidrs *svccidrstore.REST
-	ctx   context.Context // of namespace "default"
+	t          testing.TB
+	reg        *Registry
+	rest       *REST
+	cidrs      *svccidrstore.REST
+	cidrStatus *svccidrstore.StatusREST
+	addresses  *ipaddressstore.REST
+	ctx        context.Context // of namespace "default"
 }
 
 type clusterOptions struct {
@@ -179,11 +181,15 @@ func openCluster(o clusterOptions) (*cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	cidrs, _, err := svccidrstore.NewREST(opts)
+	cidrs, cidrStatus, err := svccidrstore.NewREST(opts)
 	if err != nil {
 		return nil, err
 	}
-	c := &cluster{reg: reg, rest: reg.rest, cidrs: cidrs, ctx: requestContext("services", "default")}
+	addresses, err := ipaddressstore.NewREST(opts)
+	if err != nil {
+		return nil, err
+	}
+	c := &cluster{reg: reg, rest: reg.rest, cidrs: cidrs, cidrStatus: cidrStatus, addresses: addresses, ctx: requestContext("services", "default")}
 	if !o.noDefault {
 		var prefixes []string
 		for _, p := range o.cidrs {
@@ -204,9 +210,14 @@ func requestContext(resource, namespace string) context.Context {
 	return genericapirequest.WithRequestInfo(ctx, &genericapirequest.RequestInfo{APIGroup: group, APIVersion: "v1", Resource: resource})
 }
 
+func withNamespace(ctx context.Context, namespace string) context.Context {
+	return genericapirequest.WithNamespace(ctx, namespace)
+}
+
 func (c *cluster) close() {
 	c.rest.Destroy()
 	c.cidrs.Destroy()
+	c.addresses.Destroy()
 }
 
 func (c *cluster) addCIDR(name string, prefixes ...string) error {
