@@ -44,7 +44,7 @@ func (o *Options) Run(ctx context.Context, out io.Writer) error {
 	case o.WriteConfigTo != "":
 		return o.writeConfig()
 	case o.Cleanup:
-		if err := nft.Cleanup(ctx); err != nil {
+		if err := nft.Cleanup(ctx, nil, ""); err != nil {
 			return fmt.Errorf("--cleanup: %w", err)
 		}
 		log.Info("removed everything the proxy had put into the kernel")
