@@ -34,7 +34,7 @@ func newRootCmd() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.SetVersionTemplate(version.Get().String() + "\n")
+	root.AddCommand(newVersionCmd())
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(
 		newDNSCmd(),
