@@ -13,6 +13,8 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"fairway.dev/fairway/internal/apiserver"
+	"fairway.dev/fairway/internal/dns"
+	"fairway.dev/fairway/internal/proxy/source"
 )
 
 // system is an instance being put together. Its methods are called in turn
@@ -26,6 +28,9 @@ type system struct {
 
 	api   *apiserver.Server
 	admin kubernetes.Interface
+
+	source *source.Source
+	dns    *dns.DNS
 
 	// stops are undone from the last to the first.
 	stops []func()
@@ -106,7 +111,16 @@ func (s *system) start(ctx context.Context) error {
 	if err := s.step("API", func() (string, error) { return s.startAPI(ctx) }); err != nil {
 		return err
 	}
-	return s.step("Controllers", s.startControllers)
+	if err := s.step("Controllers", s.startControllers); err != nil {
+		return err
+	}
+	if err := s.startSource(); err != nil {
+		return err
+	}
+	if err := s.step("DNS", func() (string, error) { return s.startDNS(ctx) }); err != nil {
+		return err
+	}
+	return s.step("Load balancer", func() (string, error) { return s.startLB(ctx) })
 }
 
 // startAPI starts the API server on loopback. Nodes and Pods reach it at the
