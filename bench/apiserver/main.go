@@ -10,20 +10,25 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"runtime/pprof"
 	"strconv"
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"fairway.dev/fairway/internal/apiserver"
+	"fairway.dev/fairway/internal/lean"
 )
 
 func main() {
 	dir := flag.String("data-dir", "", "data directory; default: a fresh one, removed at the end")
 	idle := flag.Duration("idle", 20*time.Second, "how long to stay idle before memory is read")
-	gogc := flag.Int("gogc", 0, "GOGC, 0 for Go's default")
+	gogc := flag.Int("gogc", 0, "GOGC, 0 for Fairway's default")
 	verbose := flag.Bool("v", false, "print the server's log")
 	heap := flag.String("heap", "", "write a heap profile to this file at the end")
 	cpu := flag.String("cpu", "", "write a CPU profile of the start to this file")
@@ -36,6 +41,7 @@ func main() {
 }
 
 func run(dir string, idle time.Duration, gogc int, verbose bool, heap, cpu, kubeconfig string) error {
+	lean.Begin()
 	if gogc > 0 {
 		debug.SetGCPercent(gogc)
 	}
@@ -79,7 +85,13 @@ func run(dir string, idle time.Duration, gogc int, verbose bool, heap, cpu, kube
 			return err
 		}
 	}
+	time.Sleep(min(idle, lean.SettleAfter))
+	if err := lean.Settle(); err != nil {
+		return err
+	}
+	before := cpuTime()
 	time.Sleep(idle)
+	busy := cpuTime() - before
 	status, err := memory()
 	if err != nil {
 		return err
@@ -94,18 +106,35 @@ func run(dir string, idle time.Duration, gogc int, verbose bool, heap, cpu, kube
 			return err
 		}
 	}
+	goroutines := runtime.NumGoroutine()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
 	begin := time.Now()
 	server.Shutdown()
 	out, err := json.Marshal(map[string]any{
-		"ready_ms":    ready.Milliseconds(),
-		"rss_mb":      status["VmRSS"] >> 10,
-		"rss_anon_mb": status["RssAnon"] >> 10,
-		"rss_file_mb": status["RssFile"] >> 10,
-		"idle_s":      idle.Seconds(),
-		"stop_ms":     time.Since(begin).Milliseconds(),
+		"ready_ms":     ready.Milliseconds(),
+		"rss_mb":       status["VmRSS"] >> 10,
+		"rss_anon_mb":  status["RssAnon"] >> 10,
+		"rss_file_mb":  status["RssFile"] >> 10,
+		"heap_live_mb": m.HeapAlloc >> 20,
+		"heap_held_mb": (m.HeapSys - m.HeapReleased) >> 20,
+		"stacks_mb":    m.StackInuse >> 20,
+		"idle_cpu_pct": math.Round(1000*busy.Seconds()/idle.Seconds()) / 10,
+		"goroutines":   goroutines,
+		"idle_s":       idle.Seconds(),
+		"stop_ms":      time.Since(begin).Milliseconds(),
 	})
 	fmt.Println(string(out))
 	return err
+}
+
+// cpuTime returns how much processor time this process has used.
+func cpuTime() time.Duration {
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // memory reads this process's sizes in kB from /proc/self/status.

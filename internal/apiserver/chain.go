@@ -13,6 +13,7 @@ import (
 	"k8s.io/apiserver/pkg/util/proxy"
 	"k8s.io/apiserver/pkg/util/webhook"
 	"k8s.io/client-go/kubernetes"
+	restclient "k8s.io/client-go/rest"
 	aggregator "k8s.io/kube-aggregator/pkg/apiserver"
 	"k8s.io/kubernetes/pkg/capabilities"
 	controlplane "k8s.io/kubernetes/pkg/controlplane/apiserver"
@@ -27,10 +28,18 @@ type dialer interface {
 	DialContext(ctx context.Context, network, address string) (net.Conn, error)
 }
 
-// buildChain makes the three servers that answer a request in turn (API
-// services, then built-in resources, then custom resources) and returns the
-// first, ready to run. Nothing runs yet but the reloading of files.
-func buildChain(ctx context.Context, o Options, upstream *options.Options, ca *pki.Authority, sec secrets) (*aggregator.APIAggregator, error) {
+// chain is a server that is ready to run.
+type chain struct {
+	// run serves until the context ends and everything has stopped.
+	run func(context.Context) error
+	// loopback is how the server talks to itself.
+	loopback *restclient.Config
+}
+
+// buildChain makes the three servers that answer a request in turn: API
+// services, then built-in resources, then custom resources. Nothing runs yet
+// but the reloading of files.
+func buildChain(ctx context.Context, o Options, upstream *options.Options, ca *pki.Authority, sec secrets) (*chain, error) {
 	opts, err := upstream.Complete(ctx, nil, nil)
 	if err != nil {
 		return nil, err
@@ -94,8 +103,19 @@ func buildChain(ctx context.Context, o Options, upstream *options.Options, ca *p
 		return nil, err
 	}
 	describe = newLazyOpenAPI(kube.GenericAPIServer.Handler.GoRestfulContainer, generic.OpenAPIConfig, generic.OpenAPIV3Config)
-	return controlplane.CreateAggregatorServer(aggregatorConfig.Complete(), kube.GenericAPIServer,
+	first, err := controlplane.CreateAggregatorServer(aggregatorConfig.Complete(), kube.GenericAPIServer,
 		crds.Informers.Apiextensions().V1().CustomResourceDefinitions(), true, priorities())
+	if err != nil {
+		return nil, err
+	}
+	prepared, err := first.PrepareRun()
+	if err != nil {
+		return nil, err
+	}
+	// The definitions of all types, 10 MB, are not needed any more; lazyOpenAPI
+	// has them made anew.
+	generic.OpenAPIV3Config.Definitions = nil
+	return &chain{run: prepared.Run, loopback: generic.LoopbackClientConfig}, nil
 }
 
 // installResources puts the table of resources.go into the server, and what

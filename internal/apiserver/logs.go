@@ -3,10 +3,14 @@ package apiserver
 import (
 	"context"
 	"log/slog"
+	"slices"
+	"strings"
 	"sync"
 
 	"k8s.io/client-go/rest"
 	"k8s.io/klog/v2"
+
+	"fairway.dev/fairway/internal/apiserver/etcdlog"
 )
 
 var klogOnce sync.Once
@@ -15,6 +19,7 @@ var klogOnce sync.Once
 // process, so the first Server's logger gets it all.
 func routeKlog(logger *slog.Logger) {
 	klogOnce.Do(func() {
+		etcdlog.Clear()
 		klog.SetSlogLogger(slog.New(quietHandler{logger.With("part", "apiserver").Handler()}))
 		// The server's own requests may use deprecated APIs; nobody is to be told.
 		rest.SetDefaultWarningHandler(rest.NoWarnings{})
@@ -32,12 +37,34 @@ func quiet(l slog.Level) slog.Level {
 	return l
 }
 
+// harmless are beginnings of messages that upstream calls errors and that
+// every sound start or stop brings.
+var harmless = []string{
+	// The plugin that has no configuration says so.
+	"The manifest file is empty",
+	// Controllers of the server begin before its first namespaces are there, and try again.
+	"Error while syncing ConfigMap",
+	"Failed to ensure lease exists",
+	// A server that stops before it has announced itself has nothing to take back.
+	"Unable to remove endpoints from kubernetes service: StorageError: key not found",
+	// A server whose address changed, or whose store has just gone.
+	"failed to sync with latest state",
+}
+
+func isHarmless(message string) bool {
+	return slices.ContainsFunc(harmless, func(p string) bool { return strings.HasPrefix(message, p) })
+}
+
 func (h quietHandler) Enabled(ctx context.Context, l slog.Level) bool {
 	return h.Handler.Enabled(ctx, quiet(l))
 }
 
 func (h quietHandler) Handle(ctx context.Context, r slog.Record) error {
-	r.Level = quiet(r.Level)
+	if r.Level = quiet(r.Level); isHarmless(r.Message) {
+		if r.Level = slog.LevelDebug; !h.Handler.Enabled(ctx, r.Level) {
+			return nil
+		}
+	}
 	return h.Handler.Handle(ctx, r)
 }
 

@@ -76,19 +76,13 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 		undo()
 		return nil, fmt.Errorf("build the API server: %w", err)
 	}
-	prepared, err := chain.PrepareRun()
-	if err != nil {
-		cancel()
-		undo()
-		return nil, fmt.Errorf("prepare the API server: %w", err)
-	}
 	go func() {
 		defer close(s.done)
 		defer undo()
 		defer cancel()
-		s.err = prepared.Run(runCtx)
+		s.err = chain.run(runCtx)
 	}()
-	if err := s.waitReady(ctx, chain.GenericAPIServer.LoopbackClientConfig); err != nil {
+	if err := s.waitReady(ctx, chain.loopback); err != nil {
 		cancel()
 		<-s.done
 		return nil, errors.Join(err, s.err)

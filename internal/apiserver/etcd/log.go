@@ -45,7 +45,14 @@ func (c slogCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.Chec
 	return ce
 }
 
+// notYet is what a new store says, as an error, until its first snapshot.
+const notYet = "failed to update storage version"
+
 func (c slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
+	if e.Message == notYet {
+		c.logger.Debug(e.Message, slogArgs(fields)...)
+		return nil
+	}
 	c.logger.Log(context.Background(), slogLevel(e.Level), e.Message, slogArgs(fields)...)
 	return nil
 }
