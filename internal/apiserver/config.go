@@ -57,6 +57,9 @@ func upstreamOptions(o Options, l *multiListener, store dialer, sec secrets) *op
 	u.Etcd.StorageConfig.Transport.TrustedCAFile = o.EtcdCAFile
 	u.Etcd.StorageConfig.Transport.CertFile = o.EtcdCertFile
 	u.Etcd.StorageConfig.Transport.KeyFile = o.EtcdKeyFile
+	// Counting all objects of every kind each minute serves a metric, and
+	// priority and fairness, which is off.
+	u.Etcd.StorageConfig.CountMetricPollPeriod = 0
 	if store != nil {
 		u.Etcd.StorageConfig.Transport.EgressLookup = func(egressselector.NetworkContext) (utilnet.DialFunc, error) {
 			return store.DialContext, nil

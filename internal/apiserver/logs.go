@@ -9,8 +9,6 @@ import (
 
 	"k8s.io/client-go/rest"
 	"k8s.io/klog/v2"
-
-	"fairway.dev/fairway/internal/apiserver/etcdlog"
 )
 
 var klogOnce sync.Once
@@ -19,7 +17,6 @@ var klogOnce sync.Once
 // process, so the first Server's logger gets it all.
 func routeKlog(logger *slog.Logger) {
 	klogOnce.Do(func() {
-		etcdlog.Clear()
 		klog.SetSlogLogger(slog.New(quietHandler{logger.With("part", "apiserver").Handler()}))
 		// The server's own requests may use deprecated APIs; nobody is to be told.
 		rest.SetDefaultWarningHandler(rest.NoWarnings{})
