@@ -26,6 +26,10 @@ type Answer struct {
 // Rcode is the answer's response code.
 func (a *Answer) Rcode() int { return a.rcode }
 
+// useful reports whether the answer says something of the name, and not only
+// that nobody could.
+func (a *Answer) useful() bool { return a.rcode == dns.RcodeSuccess || a.rcode == dns.RcodeNameError }
+
 // Limits on how long an upstream's answer is believed.
 const (
 	maxTTL         = time.Hour
@@ -127,7 +131,7 @@ func (a *Answer) fresh(now time.Time) bool { return now.Sub(a.stored) < a.ttl }
 // what this server receives over UDP.
 func (a *Answer) Write(q *wire.Query, buf []byte, size int, most uint16, now time.Time) []byte {
 	opt, extended := 0, uint16(wire.NoError)
-	stale := a.ttl > 0 && !a.fresh(now) && a.rcode != dns.RcodeServerFailure
+	stale := a.ttl > 0 && !a.fresh(now) && a.useful()
 	if q.EDNS {
 		opt = 11
 		if stale {

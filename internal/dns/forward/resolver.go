@@ -53,7 +53,7 @@ type Options struct {
 const (
 	// deadline is when a question fails if nobody has answered; two seconds is
 	// what an asker has to wait at most.
-	deadline = 1800 * time.Millisecond
+	deadline = 1500 * time.Millisecond
 	// staleAfter is how long an asker waits while there is an old answer to give.
 	staleAfter = 400 * time.Millisecond
 	// staleRetry is how long an old answer is told after no new one could be had.
@@ -91,6 +91,8 @@ type Resolver struct {
 	end      context.CancelFunc
 
 	probes probes
+	// conf is what the file was like when it was read.
+	conf fileState
 }
 
 // flight is one question under way, whoever waits for it.
@@ -127,6 +129,7 @@ func New(o Options) (*Resolver, error) {
 func (r *Resolver) configure(upstreams []netip.AddrPort) error {
 	if len(upstreams) == 0 {
 		var err error
+		r.conf = stateOf(r.opts.ResolvConf)
 		if upstreams, err = readResolvConf(r.opts.ResolvConf); err != nil {
 			// Cluster names need no upstream, so this is no reason not to serve them.
 			r.log.Warn("no upstream DNS servers: names outside the cluster fail until there are; name them in the file or give them by --upstream",
@@ -219,7 +222,7 @@ func (r *Resolver) Lookup(q *wire.Query, now time.Time) *Answer {
 func (r *Resolver) hit(e *entry, now time.Time) {
 	r.m.hit(e.answer)
 	a := e.answer
-	if e.hits.Add(1) < prefetchHits || a.rcode != dns.RcodeSuccess && a.rcode != dns.RcodeNameError {
+	if e.hits.Add(1) < prefetchHits || !a.useful() {
 		return
 	}
 	if left := a.ttl - now.Sub(a.stored); left > max(a.ttl/prefetchPart, time.Second) || e.fetching.Swap(true) {
@@ -250,7 +253,7 @@ func (r *Resolver) resolve(ctx context.Context, k key) (*Answer, error) {
 		return e.answer, nil
 	}
 	r.m.misses.Inc()
-	stale := e != nil && e.answer.rcode != dns.RcodeServerFailure
+	stale := e != nil && e.answer.useful()
 	if stale && now.UnixNano() < e.retry.Load() {
 		r.m.stale.Inc()
 		return e.answer, nil
@@ -272,7 +275,7 @@ func (r *Resolver) resolve(ctx context.Context, k key) (*Answer, error) {
 	select {
 	case <-f.done:
 		err = f.err
-		if err == nil && (!stale || f.answer.rcode == dns.RcodeSuccess || f.answer.rcode == dns.RcodeNameError) {
+		if err == nil && (!stale || f.answer.useful()) {
 			return f.answer, nil
 		}
 	case <-timer.C:
@@ -334,10 +337,9 @@ func (r *Resolver) ask(ctx context.Context, k key) (*Answer, error) {
 		r.m.drops.Inc()
 		return nil, fmt.Errorf("upstream's answer cannot be told: %w", err)
 	}
-	if a.rcode == dns.RcodeSuccess || a.rcode == dns.RcodeNameError {
+	// A failure never takes the place of an old answer.
+	if old := r.cache.get([]byte(k.name), k.typ, k.dnssec, k.unchecked, now); a.useful() || old == nil || !old.answer.useful() {
 		r.cache.put(k, a, now)
-	} else if old := r.cache.get([]byte(k.name), k.typ, k.dnssec, k.unchecked, now); old == nil || old.answer.rcode == dns.RcodeServerFailure {
-		r.cache.put(k, a, now) // a failure never takes the place of an old answer
 	}
 	return a, nil
 }

@@ -23,8 +23,9 @@ const (
 	upstreamSize = 1232
 	// attemptTimeout is how long one upstream is listened to for one question.
 	attemptTimeout = time.Second
-	// downAfter failures in a row an upstream counts as down.
-	downAfter = 3
+	// suspectAfter failures in a row an upstream's health is checked. It may be
+	// well: names exist that nobody answers for, and one asker can ask for many.
+	suspectAfter = 3
 	// tryEvery is how often an upstream that is down is asked a real question.
 	tryEvery = 250 * time.Millisecond
 )
@@ -35,13 +36,19 @@ type upstream struct {
 	dial    func(ctx context.Context, network, address string) (net.Conn, error)
 	observe func(...string) prometheus.Observer
 
-	fails   atomic.Int32
+	fails   atomic.Int32 // since the last answer
+	dead    atomic.Bool  // it failed a health check and has not answered since
 	tried   atomic.Int64 // when it was last asked while down, in Unix nanoseconds
 	looping atomic.Bool  // what it is asked comes back to this server
 	plain   atomic.Bool  // it does not understand EDNS
 }
 
-func (u *upstream) down() bool { return u.fails.Load() >= downAfter }
+func (u *upstream) down() bool { return u.dead.Load() }
+
+// suspect reports whether it is time to check the upstream's health.
+func (u *upstream) suspect() bool {
+	return !u.looping.Load() && (u.dead.Load() || u.fails.Load() >= suspectAfter)
+}
 
 // mayTry reports whether it is time to ask an upstream that is down.
 func (u *upstream) mayTry(now time.Time) bool {
@@ -77,6 +84,7 @@ func (u *upstream) exchange(ctx context.Context, m *dns.Msg) (*dns.Msg, error) {
 		return nil, fmt.Errorf("upstream %v: %w", u.addr, err)
 	}
 	u.fails.Store(0)
+	u.dead.Store(false)
 	u.observe("forward", u.addr.String(), rcodeName(reply.Rcode)).Observe(time.Since(start).Seconds())
 	return reply, nil
 }

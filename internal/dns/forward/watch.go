@@ -50,18 +50,22 @@ func readResolvConf(path string) ([]netip.AddrPort, error) {
 	return out, nil
 }
 
+// fileState tells one version of a file from another.
+type fileState struct{ modified, size int64 }
+
+func stateOf(path string) fileState {
+	st, err := os.Stat(path)
+	if err != nil {
+		return fileState{}
+	}
+	return fileState{st.ModTime().UnixNano(), st.Size()}
+}
+
 // watchResolvConf takes on the file's changes.
 func (r *Resolver) watchResolvConf(ctx context.Context) {
 	if len(r.opts.Upstreams) > 0 {
 		return
 	}
-	stat := func() (time.Time, int64) {
-		if st, err := os.Stat(r.opts.ResolvConf); err == nil {
-			return st.ModTime(), st.Size()
-		}
-		return time.Time{}, -1
-	}
-	t, n := stat()
 	tick := time.NewTicker(resolvEvery)
 	defer tick.Stop()
 	for {
@@ -70,11 +74,9 @@ func (r *Resolver) watchResolvConf(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		t2, n2 := stat()
-		if t2.Equal(t) && n2 == n {
+		if stateOf(r.opts.ResolvConf) == r.conf {
 			continue
 		}
-		t, n = t2, n2
 		r.log.Info("upstream DNS servers are read again", "file", r.opts.ResolvConf)
 		if err := r.configure(nil); err != nil {
 			r.log.Error("read upstream DNS servers", "file", r.opts.ResolvConf, "err", err)
@@ -97,7 +99,7 @@ func (r *Resolver) all() []*upstream {
 	return out
 }
 
-// checkHealth asks upstreams that are down whether they are there again.
+// checkHealth asks upstreams that seem to be down whether they are there.
 func (r *Resolver) checkHealth(ctx context.Context) {
 	tick := time.NewTicker(healthEvery)
 	defer tick.Stop()
@@ -109,21 +111,31 @@ func (r *Resolver) checkHealth(ctx context.Context) {
 		}
 		var wg sync.WaitGroup
 		for _, u := range r.all() {
-			if !u.down() || u.looping.Load() {
-				continue
+			if u.suspect() {
+				wg.Go(func() { r.checkOne(ctx, u) })
 			}
-			wg.Go(func() {
-				m := new(dns.Msg)
-				m.SetQuestion(".", dns.TypeNS)
-				m.RecursionDesired = false
-				if _, err := u.exchange(ctx, m); err != nil {
-					r.m.unhealthy.WithLabelValues("forward", u.addr.String()).Inc()
-					return
-				}
-				r.log.Info("upstream DNS server answers again", "upstream", u.addr)
-			})
 		}
 		wg.Wait()
+	}
+}
+
+// checkOne asks an upstream something that every server answers.
+func (r *Resolver) checkOne(ctx context.Context, u *upstream) {
+	was, before := u.dead.Load(), u.fails.Load()
+	m := new(dns.Msg)
+	m.SetQuestion(".", dns.TypeNS)
+	m.RecursionDesired = false
+	_, err := u.exchange(ctx, m)
+	switch {
+	case ctx.Err() != nil:
+	case err == nil && was:
+		r.log.Info("upstream DNS server answers again", "upstream", u.addr)
+	case err != nil:
+		r.m.unhealthy.WithLabelValues("forward", u.addr.String()).Inc()
+		// Unless it answered somebody meanwhile.
+		if u.fails.Load() > before && !u.dead.Swap(true) {
+			r.log.Warn("upstream DNS server does not answer", "upstream", u.addr, "err", err)
+		}
 	}
 }
 

@@ -1,0 +1,580 @@
+package forward_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"fairway.dev/fairway/internal/dns/forward"
+	"fairway.dev/fairway/internal/dns/wire"
+)
+
+// upstream is a DNS server on loopback that answers as the test says.
+type upstream struct {
+	addr   netip.AddrPort
+	asked  atomic.Int64
+	mu     sync.Mutex
+	answer func(w dns.ResponseWriter, m *dns.Msg)
+}
+
+func newUpstream(t *testing.T, answer func(w dns.ResponseWriter, m *dns.Msg)) *upstream {
+	t.Helper()
+	u := &upstream{answer: answer}
+	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", pc.LocalAddr().String())
+	if err != nil {
+		t.Skipf("the TCP port of %v is taken: %v", pc.LocalAddr(), err)
+	}
+	u.addr = pc.LocalAddr().(*net.UDPAddr).AddrPort()
+	handler := dns.HandlerFunc(func(w dns.ResponseWriter, m *dns.Msg) {
+		if m.Question[0].Qtype == dns.TypeHINFO { // the resolver looks for loops
+			reply(w, m)
+			return
+		}
+		u.asked.Add(1)
+		u.mu.Lock()
+		f := u.answer
+		u.mu.Unlock()
+		f(w, m)
+	})
+	for _, s := range []*dns.Server{{PacketConn: pc, Handler: handler}, {Listener: l, Handler: handler}} {
+		go s.ActivateAndServe()
+		t.Cleanup(func() { s.Shutdown() })
+	}
+	return u
+}
+
+func (u *upstream) become(answer func(w dns.ResponseWriter, m *dns.Msg)) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.answer = answer
+}
+
+func silent(dns.ResponseWriter, *dns.Msg) {}
+
+func reply(w dns.ResponseWriter, m *dns.Msg, rrs ...string) {
+	r := new(dns.Msg)
+	r.SetReply(m)
+	for _, s := range rrs {
+		rr, err := dns.NewRR(s)
+		if err != nil {
+			panic(err)
+		}
+		if rr.Header().Rrtype == dns.TypeSOA {
+			r.Ns = append(r.Ns, rr)
+		} else {
+			r.Answer = append(r.Answer, rr)
+		}
+	}
+	w.WriteMsg(r)
+}
+
+func with(rrs ...string) func(dns.ResponseWriter, *dns.Msg) {
+	return func(w dns.ResponseWriter, m *dns.Msg) { reply(w, m, rrs...) }
+}
+
+func rcode(code int, rrs ...string) func(dns.ResponseWriter, *dns.Msg) {
+	return func(w dns.ResponseWriter, m *dns.Msg) {
+		r := new(dns.Msg)
+		r.SetRcode(m, code)
+		for _, s := range rrs {
+			rr, _ := dns.NewRR(s)
+			r.Ns = append(r.Ns, rr)
+		}
+		w.WriteMsg(r)
+	}
+}
+
+// start runs a resolver until the test ends.
+func start(t *testing.T, o forward.Options) *forward.Resolver {
+	t.Helper()
+	r, err := forward.New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { r.Run(ctx); close(done) }()
+	t.Cleanup(func() { cancel(); <-done })
+	return r
+}
+
+func query(t testing.TB, name string, typ uint16, edit ...func(*dns.Msg)) *wire.Query {
+	t.Helper()
+	m := new(dns.Msg)
+	m.SetQuestion(name, typ)
+	for _, e := range edit {
+		e(m)
+	}
+	raw, err := m.Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := &wire.Query{}
+	if q.Parse(raw) != wire.OK {
+		t.Fatal("question does not parse")
+	}
+	return q
+}
+
+// ask resolves and reads what an asker would be told.
+func ask(t testing.TB, r *forward.Resolver, q *wire.Query) (*dns.Msg, error) {
+	t.Helper()
+	a, err := r.Resolve(context.Background(), q)
+	if err != nil {
+		return nil, err
+	}
+	m := new(dns.Msg)
+	if err := m.Unpack(a.Write(q, nil, wire.MaxSize, 1232, time.Now())); err != nil {
+		t.Fatalf("answer does not parse: %v", err)
+	}
+	return m, nil
+}
+
+// eventually waits for a condition.
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if ok() {
+			return
+		}
+	}
+	t.Fatalf("did not come true: %s", what)
+}
+
+func TestCache(t *testing.T) {
+	t.Parallel()
+	const name = "www.example.org."
+	tests := []struct {
+		what   string
+		answer func(dns.ResponseWriter, *dns.Msg)
+		rcode  int
+		asked  int64 // upstream, for two questions
+	}{
+		{"positive", with(name + " 60 IN A 192.0.2.1"), 0, 1},
+		{"no time to live", with(name + " 0 IN A 192.0.2.1"), 0, 2},
+		{"no data", with("example.org. 60 IN SOA ns. mb. 1 2 3 4 60"), 0, 1},
+		{"no data, minimum 0", with("example.org. 60 IN SOA ns. mb. 1 2 3 4 0"), 0, 2},
+		{"no data, no SOA", with(), 0, 2},
+		{"no name", rcode(dns.RcodeNameError, "example.org. 60 IN SOA ns. mb. 1 2 3 4 60"), dns.RcodeNameError, 1},
+		{"no name, no SOA", rcode(dns.RcodeNameError), dns.RcodeNameError, 2},
+		{"failure", rcode(dns.RcodeServerFailure), dns.RcodeServerFailure, 1},
+	}
+	for _, tt := range tests {
+		t.Run(tt.what, func(t *testing.T) {
+			u := newUpstream(t, tt.answer)
+			r := start(t, forward.Options{Upstreams: []netip.AddrPort{u.addr}})
+			for range 2 {
+				m, err := ask(t, r, query(t, name, dns.TypeA))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if m.Rcode != tt.rcode {
+					t.Errorf("%s, want %s", dns.RcodeToString[m.Rcode], dns.RcodeToString[tt.rcode])
+				}
+			}
+			if got := u.asked.Load(); got != tt.asked {
+				t.Errorf("upstream asked %d times, want %d", got, tt.asked)
+			}
+		})
+	}
+}
+
+func TestAnswerAsAsked(t *testing.T) {
+	u := newUpstream(t, with("www.example.org. 60 IN CNAME real.example.org.", "real.example.org. 60 IN A 192.0.2.1"))
+	r := start(t, forward.Options{Upstreams: []netip.AddrPort{u.addr}})
+	for _, name := range []string{"www.example.org.", "wWw.eXaMpLe.oRg."} {
+		q := query(t, name, dns.TypeA, func(m *dns.Msg) { m.SetEdns0(4096, false); m.CheckingDisabled = false })
+		m, err := ask(t, r, q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m.Id != q.ID() || m.Question[0].Name != name || m.Answer[0].Header().Name != name || m.Authoritative || !m.RecursionAvailable || m.IsEdns0() == nil {
+			t.Errorf("asked as %s: %v", name, m)
+		}
+	}
+	if got := u.asked.Load(); got != 1 {
+		t.Errorf("upstream asked %d times for one name in two spellings, want once", got)
+	}
+	// Without EDNS none comes back.
+	if m, _ := ask(t, r, query(t, "www.example.org.", dns.TypeA)); m.IsEdns0() != nil {
+		t.Errorf("EDNS unasked: %v", m)
+	}
+	// DNSSEC is another answer.
+	ask(t, r, query(t, "www.example.org.", dns.TypeA, func(m *dns.Msg) { m.SetEdns0(4096, true) }))
+	if got := u.asked.Load(); got != 2 {
+		t.Errorf("upstream asked %d times with and without DNSSEC, want twice", got)
+	}
+}
+
+// An answer too large for a datagram is fetched over TCP, and an asker with
+// little room is told to come over TCP too.
+func TestLargeAnswer(t *testing.T) {
+	var rrs []string
+	for i := range 200 {
+		rrs = append(rrs, fmt.Sprintf("big.example.org. 60 IN A 192.0.2.%d", i))
+	}
+	u := newUpstream(t, func(w dns.ResponseWriter, m *dns.Msg) {
+		if _, udp := w.RemoteAddr().(*net.UDPAddr); udp {
+			r := new(dns.Msg)
+			r.SetReply(m).Truncated = true
+			w.WriteMsg(r)
+			return
+		}
+		reply(w, m, rrs...)
+	})
+	r := start(t, forward.Options{Upstreams: []netip.AddrPort{u.addr}})
+	q := query(t, "big.example.org.", dns.TypeA)
+	m, err := ask(t, r, q)
+	if err != nil || m.Truncated || len(m.Answer) != 200 {
+		t.Fatalf("over TCP: %v, %v", m, err)
+	}
+	a, _ := r.Resolve(context.Background(), q)
+	small := new(dns.Msg)
+	if err := small.Unpack(a.Write(q, nil, 512, 1232, time.Now())); err != nil || !small.Truncated || len(small.Answer) != 0 {
+		t.Errorf("in 512 bytes: %v, %v", small, err)
+	}
+}
+
+func TestTimeToLiveRunsDown(t *testing.T) {
+	u := newUpstream(t, with("www.example.org. 60 IN A 192.0.2.1"))
+	r := start(t, forward.Options{Upstreams: []netip.AddrPort{u.addr}})
+	q := query(t, "www.example.org.", dns.TypeA)
+	a, err := r.Resolve(context.Background(), q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for after, want := range map[time.Duration]uint32{0: 60, 25 * time.Second: 35, 2 * time.Minute: 30} { // the last is stale
+		m := new(dns.Msg)
+		m.Unpack(a.Write(q, nil, 512, 1232, time.Now().Add(after)))
+		if got := m.Answer[0].Header().Ttl; got > want || got+1 < want {
+			t.Errorf("after %v: time to live %d, want %d", after, got, want)
+		}
+	}
+}
+
+// With every upstream down, what is known goes on, what is not fails fast.
+func TestUpstreamDown(t *testing.T) {
+	t.Parallel()
+	u := newUpstream(t, with("known.example.org. 1 IN A 192.0.2.1"))
+	r := start(t, forward.Options{Upstreams: []netip.AddrPort{u.addr}})
+	known := query(t, "known.example.org.", dns.TypeA)
+	if _, err := ask(t, r, known); err != nil {
+		t.Fatal(err)
+	}
+	u.become(silent)
+	for i := range 4 {
+		begin := time.Now()
+		_, err := ask(t, r, query(t, "unknown"+string(rune('a'+i))+".example.org.", dns.TypeA))
+		if !errors.Is(err, forward.ErrNoUpstream) || time.Since(begin) > 2*time.Second {
+			t.Errorf("unknown name: %v after %v, want failure within 2s", err, time.Since(begin))
+		}
+	}
+	eventually(t, "the answer is past its end", func() bool { return r.Lookup(known, time.Now()) == nil })
+	begin := time.Now()
+	m, err := ask(t, r, known)
+	if err != nil || len(m.Answer) != 1 || m.Answer[0].Header().Ttl != 30 {
+		t.Fatalf("known name: %v, %v", m, err)
+	}
+	if d := time.Since(begin); d > 2*time.Second {
+		t.Errorf("known name took %v", d)
+	}
+	// And when it comes back, all is as before.
+	u.become(with("known.example.org. 60 IN A 192.0.2.2"))
+	eventually(t, "the new address is told", func() bool {
+		m, err := ask(t, r, known)
+		return err == nil && strings.Contains(m.Answer[0].String(), "192.0.2.2")
+	})
+}
+
+func TestNoServeStale(t *testing.T) {
+	t.Parallel()
+	u := newUpstream(t, with("known.example.org. 1 IN A 192.0.2.1"))
+	r := start(t, forward.Options{Upstreams: []netip.AddrPort{u.addr}, ServeStale: -1})
+	known := query(t, "known.example.org.", dns.TypeA)
+	if _, err := ask(t, r, known); err != nil {
+		t.Fatal(err)
+	}
+	u.become(silent)
+	eventually(t, "the answer is past its end", func() bool { return r.Lookup(known, time.Now()) == nil })
+	if m, err := ask(t, r, known); err == nil {
+		t.Errorf("stale answer though that is off: %v", m)
+	}
+}
+
+// The next upstream answers when one is silent, fails, or refuses.
+func TestNextUpstream(t *testing.T) {
+	t.Parallel()
+	for what, first := range map[string]func(dns.ResponseWriter, *dns.Msg){
+		"silent": silent, "failing": rcode(dns.RcodeServerFailure), "refusing": rcode(dns.RcodeRefused),
+	} {
+		t.Run(what, func(t *testing.T) {
+			a, b := newUpstream(t, first), newUpstream(t, with("www.example.org. 60 IN A 192.0.2.2"))
+			r := start(t, forward.Options{Upstreams: []netip.AddrPort{a.addr, b.addr}})
+			m, err := ask(t, r, query(t, "www.example.org.", dns.TypeA))
+			if err != nil || len(m.Answer) != 1 {
+				t.Errorf("%v, %v", m, err)
+			}
+		})
+	}
+}
+
+func TestOldUpstreamWithoutEDNS(t *testing.T) {
+	u := newUpstream(t, func(w dns.ResponseWriter, m *dns.Msg) {
+		if m.IsEdns0() != nil {
+			rcode(dns.RcodeFormatError)(w, m)
+			return
+		}
+		reply(w, m, "www.example.org. 60 IN A 192.0.2.1")
+	})
+	r := start(t, forward.Options{Upstreams: []netip.AddrPort{u.addr}})
+	if m, err := ask(t, r, query(t, "www.example.org.", dns.TypeA)); err != nil || len(m.Answer) != 1 {
+		t.Errorf("%v, %v", m, err)
+	}
+}
+
+// Forged datagrams do not end the wait for the true reply.
+func TestForgery(t *testing.T) {
+	u := newUpstream(t, func(w dns.ResponseWriter, m *dns.Msg) {
+		forged := m.Copy()
+		forged.Id++
+		reply(w, forged, "www.example.org. 60 IN A 203.0.113.1")
+		forged = m.Copy()
+		forged.Question[0].Name = "other.example.org."
+		reply(w, forged, "www.example.org. 60 IN A 203.0.113.1")
+		w.Write([]byte("nonsense"))
+		reply(w, m, "www.example.org. 60 IN A 192.0.2.1")
+	})
+	r := start(t, forward.Options{Upstreams: []netip.AddrPort{u.addr}})
+	m, err := ask(t, r, query(t, "www.example.org.", dns.TypeA))
+	if err != nil || !strings.Contains(m.Answer[0].String(), "192.0.2.1") {
+		t.Errorf("%v, %v", m, err)
+	}
+}
+
+// Many who ask the same at once make one question.
+func TestOneFlight(t *testing.T) {
+	release := make(chan struct{})
+	u := newUpstream(t, func(w dns.ResponseWriter, m *dns.Msg) {
+		<-release
+		reply(w, m, "www.example.org. 60 IN A 192.0.2.1")
+	})
+	r := start(t, forward.Options{Upstreams: []netip.AddrPort{u.addr}})
+	var wg sync.WaitGroup
+	for range 50 {
+		wg.Go(func() {
+			if _, err := ask(t, r, query(t, "www.example.org.", dns.TypeA)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	eventually(t, "the upstream is asked", func() bool { return u.asked.Load() > 0 })
+	close(release)
+	wg.Wait()
+	if got := u.asked.Load(); got > 2 { // a second one if it was slow
+		t.Errorf("upstream asked %d times by 50 at once", got)
+	}
+}
+
+func TestPrefetch(t *testing.T) {
+	t.Parallel()
+	u := newUpstream(t, with("www.example.org. 2 IN A 192.0.2.1"))
+	r := start(t, forward.Options{Upstreams: []netip.AddrPort{u.addr}})
+	q := query(t, "www.example.org.", dns.TypeA)
+	if _, err := ask(t, r, q); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a popular name is fetched anew before its end", func() bool {
+		if r.Lookup(q, time.Now()) == nil {
+			ask(t, r, q) // the machine was too slow; once more
+		}
+		return metric(t, r, "coredns_cache_prefetch_total") > 0
+	})
+}
+
+func metric(t *testing.T, c prometheus.Collector, name string) float64 {
+	t.Helper()
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(c)
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := 0.0
+	for _, f := range families {
+		if f.GetName() == name {
+			for _, m := range f.GetMetric() {
+				sum += m.GetCounter().GetValue() + m.GetGauge().GetValue()
+			}
+		}
+	}
+	return sum
+}
+
+func TestCacheIsBounded(t *testing.T) {
+	u := newUpstream(t, func(w dns.ResponseWriter, m *dns.Msg) { reply(w, m, m.Question[0].Name+" 60 IN A 192.0.2.1") })
+	r := start(t, forward.Options{Upstreams: []netip.AddrPort{u.addr}, CacheSize: 32})
+	for i := range 200 {
+		if _, err := ask(t, r, query(t, "n"+strings.Repeat("x", i%60)+string(rune('a'+i%26))+".example.org.", dns.TypeA)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := metric(t, r, "coredns_cache_entries"); n > 32 || n < 1 {
+		t.Errorf("%v entries, want at most 32", n)
+	}
+	if metric(t, r, "coredns_cache_evictions_total") == 0 {
+		t.Error("no evictions are counted")
+	}
+}
+
+func TestTooManyAtOnce(t *testing.T) {
+	t.Parallel()
+	u := newUpstream(t, silent)
+	r := start(t, forward.Options{Upstreams: []netip.AddrPort{u.addr}, MaxConcurrent: 1})
+	first := make(chan error, 1)
+	go func() {
+		_, err := ask(t, r, query(t, "a.example.org.", dns.TypeA))
+		first <- err
+	}()
+	eventually(t, "a question is under way", func() bool { return u.asked.Load() > 0 })
+	if _, err := ask(t, r, query(t, "b.example.org.", dns.TypeA)); !errors.Is(err, forward.ErrBusy) && !errors.Is(err, forward.ErrNoUpstream) {
+		t.Errorf("%v, want %v", err, forward.ErrBusy)
+	}
+	<-first
+}
+
+func TestStubDomains(t *testing.T) {
+	all := newUpstream(t, with("x. 60 IN A 192.0.2.1"))
+	corp := newUpstream(t, with("x. 60 IN A 192.0.2.2"))
+	deep := newUpstream(t, with("x. 60 IN A 192.0.2.3"))
+	r := start(t, forward.Options{Upstreams: []netip.AddrPort{all.addr},
+		Stubs: map[string][]netip.AddrPort{"Corp.Example": {corp.addr}, "deep.corp.example.": {deep.addr}}})
+	for name, u := range map[string]*upstream{"corp.example.": corp, "www.CORP.example.": corp, "a.deep.corp.example.": deep, "xcorp.example.": all, "example.": all, ".": all} {
+		before := u.asked.Load()
+		if _, err := ask(t, r, query(t, name, dns.TypeA)); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if u.asked.Load() != before+1 {
+			t.Errorf("%s: another server than meant was asked", name)
+		}
+	}
+}
+
+// An upstream that sends questions round to this server is found out.
+func TestLoop(t *testing.T) {
+	t.Parallel()
+	var r atomic.Pointer[forward.Resolver]
+	u := newUpstream(t, silent)
+	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &dns.Server{PacketConn: pc, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, m *dns.Msg) {
+		raw, _ := m.Pack()
+		var q wire.Query
+		if r := r.Load(); r != nil && q.Parse(raw) == wire.OK {
+			r.SawProbe(&q)
+		}
+		rcode(dns.RcodeRefused)(w, m)
+	})}
+	go s.ActivateAndServe()
+	t.Cleanup(func() { s.Shutdown() })
+	loop := pc.LocalAddr().(*net.UDPAddr).AddrPort()
+	res, err := forward.New(forward.Options{Upstreams: []netip.AddrPort{loop}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Store(res)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { res.Run(ctx); close(done) }()
+	t.Cleanup(func() { cancel(); <-done })
+	eventually(t, "the looping upstream is not asked any more", func() bool {
+		_, err := ask(t, res, query(t, "www.example.org.", dns.TypeA))
+		return errors.Is(err, forward.ErrNoUpstream)
+	})
+	if u.asked.Load() != 0 {
+		t.Error("somebody else was asked")
+	}
+	if res.SawProbe(query(t, "a.b.", dns.TypeHINFO)) {
+		t.Error("any HINFO question is taken for a probe")
+	}
+}
+
+func TestSelfIsNoUpstream(t *testing.T) {
+	u := newUpstream(t, with())
+	r := start(t, forward.Options{Upstreams: []netip.AddrPort{u.addr}, Self: []netip.Addr{u.addr.Addr()}})
+	if _, err := ask(t, r, query(t, "www.example.org.", dns.TypeA)); !errors.Is(err, forward.ErrNoUpstream) || u.asked.Load() > 0 {
+		t.Errorf("asked itself: %v", err)
+	}
+}
+
+// resolv.conf is read, and read again when it changes.
+func TestResolvConf(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "resolv.conf")
+	var dialed sync.Map
+	dial := func(_ context.Context, network, address string) (net.Conn, error) {
+		dialed.Store(address, true)
+		return nil, errors.New("no network in this test")
+	}
+	r := start(t, forward.Options{ResolvConf: path, Dial: dial}) // not there: no reason not to start
+	if _, err := ask(t, r, query(t, "a.example.org.", dns.TypeA)); !errors.Is(err, forward.ErrNoUpstream) {
+		t.Errorf("without upstreams: %v", err)
+	}
+	os.WriteFile(path, []byte("# comment\nsearch example.org\nnameserver 192.0.2.53\nnameserver 2001:db8::53\nnameserver nonsense\nnameserver 192.0.2.53\n"), 0o644)
+	eventually(t, "the file's servers are asked", func() bool {
+		ask(t, r, query(t, "b.example.org.", dns.TypeA))
+		_, four := dialed.Load("192.0.2.53:53")
+		_, six := dialed.Load("[2001:db8::53]:53")
+		return four && six
+	})
+}
+
+// FuzzUpstreamReply: an upstream may send what it likes.
+func FuzzUpstreamReply(f *testing.F) {
+	m := new(dns.Msg)
+	m.SetQuestion("www.example.org.", dns.TypeA)
+	m.Response = true
+	rr, _ := dns.NewRR("www.example.org. 60 IN CNAME x.example.org.")
+	soa, _ := dns.NewRR("example.org. 60 IN SOA a. b. 1 2 3 4 5")
+	m.Answer, m.Ns = []dns.RR{rr}, []dns.RR{soa}
+	raw, _ := m.Pack()
+	f.Add(raw)
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		m := new(dns.Msg)
+		if m.Unpack(raw) != nil {
+			return
+		}
+		q := query(t, "www.example.org.", dns.TypeA, func(m *dns.Msg) { m.SetEdns0(1232, true) })
+		a, err := forward.NewAnswerForTest(q, m)
+		if err != nil {
+			return
+		}
+		for _, size := range []int{512, wire.MaxSize} {
+			b := a.Write(q, nil, size, 1232, time.Now())
+			if len(b) > size {
+				t.Fatalf("%d bytes, want at most %d", len(b), size)
+			}
+			if err := new(dns.Msg).Unpack(b); err != nil {
+				t.Fatalf("told %x: %v", b, err)
+			}
+		}
+		a.Msg(time.Now())
+	})
+}
