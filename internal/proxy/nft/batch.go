@@ -165,6 +165,10 @@ func (b *batch) newSet(s setSpec) {
 			w.u32(unix.NFTA_SET_DESC_SIZE, s.size)
 			w.endNest(d)
 		}
+		if s.order != 0 {
+			// A TLV of type 0, as nft(8) keeps it in the user data.
+			w.bytes(unix.NFTA_SET_USERDATA, append([]byte{0, 4}, host32(s.order)...))
+		}
 		w.u32(unix.NFTA_SET_ID, uint32(len(b.ops)+1))
 	})
 }

@@ -90,7 +90,11 @@ func (p *Programmer) install(is *found, fresh [2]bool) error {
 	b := p.b
 	b.reset()
 	p.final(b, is, fresh)
-	return p.c.commit(b)
+	if err := p.c.commit(b); err != nil {
+		return err
+	}
+	p.forget = false
+	return nil
 }
 
 // fill makes a family's new generation and adds the elements, in transactions
@@ -175,6 +179,9 @@ func (p *Programmer) final(b *batch, is *found, fresh [2]bool) {
 			if name := p.name(base, f); keep[name] {
 				b.flushSet(name)
 			}
+		}
+		if name := p.name(setPodSeen, f); p.forget && keep[name] {
+			b.flushSet(name)
 		}
 	}
 	wanted := map[string]chainSpec{}

@@ -15,6 +15,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
 	"fairway.dev/fairway/internal/proxy/state"
 	"fairway.dev/fairway/internal/testenv"
 )
@@ -81,9 +84,47 @@ func newLab(t testing.TB) *lab {
 		l.serve(pod, link, "8080")
 	}
 	l.serve(l.node, "node", "9090")
+	l.settle()
 	l.p = l.programmer(Config{})
 	l.ok(l.p.Configure(context.Background(), labFacts))
 	return l
+}
+
+// settle waits until the network works: a new link's IPv6 addresses are not
+// usable, nor its neighbours known, for some moments.
+func (l *lab) settle() {
+	l.t.Helper()
+	deadline := time.Now().Add(patience)
+	retry := func(what string, ready func() error) {
+		l.t.Helper()
+		for err := ready(); err != nil; err = ready() {
+			if time.Now().After(deadline) {
+				l.t.Fatalf("the lab is not ready: %s: %v", what, err)
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+	}
+	for _, h := range append([]*testenv.Host{l.node, l.client}, l.pods...) {
+		retry(h.Name, func() error {
+			addrs, err := h.NL.AddrList(nil, netlink.FAMILY_V6)
+			for _, a := range addrs {
+				if a.Flags&unix.IFA_F_TENTATIVE != 0 {
+					return fmt.Errorf("address %s is tentative", a.IP)
+				}
+			}
+			return err
+		})
+	}
+	for i := range l.pods {
+		for _, address := range []string{fmt.Sprintf("10.244.%d.2:8080", i+1), fmt.Sprintf("[fd00:244:%d::2]:8080", i+1)} {
+			for _, h := range []*testenv.Host{l.node, l.client} {
+				retry(h.Name+" to "+address, func() error {
+					_, _, err := l.askWithin(h, state.TCP, address, impatience)
+					return err
+				})
+			}
+		}
+	}
 }
 
 // programmer makes one for the node, closed when the test ends.
@@ -134,6 +175,13 @@ func (l *lab) serve(h *testenv.Host, name, port string) {
 			}
 		}()
 	}
+}
+
+// with is the lab for a subtest.
+func (l *lab) with(t *testing.T) *lab {
+	c := *l
+	c.t = t
+	return &c
 }
 
 func (l *lab) ok(err error) {

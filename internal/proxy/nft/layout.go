@@ -14,6 +14,7 @@ import (
 const (
 	typeIPv4    = 7
 	typeIPv6    = 8
+	typeInteger = 4
 	typeProto   = 12
 	typeService = 13
 	typeMark    = 19
@@ -113,7 +114,7 @@ var kindNames = [kinds]string{"services", "backends", "members", "sources", "clu
 // by packets.
 const (
 	setClasses   = "classes"        // class : verdict
-	setModes     = "masquerade"     // masquerade mode : verdict
+	setModes     = "modes"          // masquerade mode : verdict
 	setAffinity  = "affinity"       // saddr . daddr . proto . dport : addr . port, by packets
 	setHairpin   = "hairpin"        // saddr . saddr, by packets
 	setPods      = "pod-networks"   // saddr, intervals
@@ -129,7 +130,14 @@ type setSpec struct {
 	keyType, keyLen   uint32
 	dataType, dataLen uint32
 	size              uint32 // elements it can hold; 0 is no limit
+	order             uint32 // the key's byte order, for nft(8)
 }
+
+// Byte orders of nft(8); 0 leaves it to the type.
+const (
+	orderHost = 1
+	orderBig  = 2
+)
 
 const (
 	affinitySize = 1 << 20 // clients that are remembered, per family
@@ -156,7 +164,9 @@ func (f *family) spec(k kind, name string, size uint32) setSpec {
 		s.keyType, s.keyLen = concat(f.typ, typeProto, typeService, f.typ, typeService), a+8+a+4
 	case sources:
 		s.flags = unix.NFT_SET_INTERVAL
-		s.keyType, s.keyLen = concat(f.typ, typeProto, typeService, f.typ), a+8+a
+		// One long number: as a concatenation it would be another sort of set
+		// to the kernel, and to nft(8) a reason to crash.
+		s.keyType, s.keyLen, s.order = typeInteger, a+8+a, orderBig
 		s.size = 0 // a tree, not a table: nothing to size
 	case clusterIPs:
 		s.keyType, s.keyLen = f.typ, a
@@ -170,7 +180,7 @@ func (p *Programmer) fixedSets(f *family) []setSpec {
 	dynamic := uint32(unix.NFT_SET_TIMEOUT | unix.NFT_SET_EVAL)
 	return []setSpec{
 		{name: p.name(setClasses, f), flags: unix.NFT_SET_MAP, keyType: concat(typeMark, typeMark), keyLen: 8, dataType: typeVerdict},
-		{name: p.name(setModes, f), flags: unix.NFT_SET_MAP, keyType: typeMark, keyLen: 4, dataType: typeVerdict},
+		{name: p.name(setModes, f), flags: unix.NFT_SET_MAP, keyType: typeMark, keyLen: 4, dataType: typeVerdict, order: orderHost},
 		{name: p.name(setAffinity, f), flags: unix.NFT_SET_MAP | dynamic, size: affinitySize,
 			keyType: concat(f.typ, f.typ, typeProto, typeService), keyLen: 2*a + 8, dataType: concat(f.typ, typeService), dataLen: a + 4},
 		{name: p.name(setHairpin, f), flags: dynamic, size: dynamicSize, keyType: concat(f.typ, f.typ), keyLen: 2 * a},

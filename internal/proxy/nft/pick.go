@@ -119,7 +119,8 @@ func (p *Programmer) pick(f *family, g *generation, c class, n int, first uint32
 			dynset(dynUpdate, f.reg.s, f.reg.x, affinity, ms).
 			dnat(f.nfproto, f.reg.x, f.reg.port),
 		// Anybody else gets one, which is remembered in place of a stale one.
-		choose(rule{}.loadSource(f).loadKey(f, nodePort).dynset(dynDelete, f.reg.s, 0, affinity, 0)).
+		choose(rule{}.loadSource(f).loadKey(f, nodePort)).
+			dynset(dynDelete, f.reg.s, f.reg.x, affinity, 0).
 			dynset(dynUpdate, f.reg.s, f.reg.x, affinity, ms).
 			dnat(f.nfproto, f.reg.x, f.reg.port),
 		// The set is full: better a backend without memory than none.

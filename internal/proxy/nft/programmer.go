@@ -7,6 +7,7 @@ import (
 	"iter"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 
 	"fairway.dev/fairway/internal/netns"
@@ -42,6 +43,7 @@ type Programmer struct {
 	closed    bool
 	node      state.NodeFacts
 	localhost [2]netip.Addr // what stands for a loopback source; see localhost.go
+	forget    bool          // other interfaces are the Pods' now: who came in by the old ones?
 	ready     bool          // what follows is what the kernel holds
 	fresh     bool          // correcting in place has failed: build anew
 	held      map[state.Key]entry
@@ -152,6 +154,7 @@ func (p *Programmer) Configure(ctx context.Context, node state.NodeFacts) error 
 		return err
 	}
 	same := p.node.Equal(node)
+	p.forget = p.forget || !slices.Equal(p.node.PodNetwork.Interfaces, node.PodNetwork.Interfaces)
 	p.node = node
 	if !p.ready || same {
 		return nil

@@ -144,7 +144,7 @@ func (p *Programmer) elements(set string, start func(), f func(e element) error)
 // same and at least as roomy.
 func (want setSpec) fits(is setSpec) bool {
 	size := is.size
-	is.size = want.size
+	is.size, is.order = want.size, want.order
 	return is == want && (want.size == 0) == (size == 0) && size >= want.size
 }
 

@@ -22,9 +22,9 @@ const (
 
 	chainServices    = "services"
 	chainRefuse      = "refuse"
-	chainReject      = "reject" // one for both families
+	chainReject      = "do-reject" // one for both families
 	chainMasq        = "masq"
-	chainDoMasq      = "masquerade" // one for both families
+	chainDoMasq      = "do-masquerade" // one for both families
 	chainHairpin     = "hairpin"
 	chainOutside     = "outside"
 	chainNodeHairpin = "node-hairpin"
