@@ -23,7 +23,8 @@ func (l *elemList) put(key, data []byte) {
 // zero value is ready; reset keeps the memory.
 type changes struct {
 	del, add [len(families)][kinds]elemList
-	n        int // elements in all of them
+	flush    [len(families)][kinds]bool // delete all there is, before adding
+	n        int                        // elements in all of them
 
 	key, data []byte // scratch
 }
@@ -33,6 +34,7 @@ func (c *changes) reset() {
 		for k := range kinds {
 			c.del[f][k] = elemList{c.del[f][k].b[:0], 0}
 			c.add[f][k] = elemList{c.add[f][k].b[:0], 0}
+			c.flush[f][k] = false
 		}
 	}
 	c.n = 0
@@ -41,6 +43,9 @@ func (c *changes) reset() {
 // emit writes the changes of a family into a batch.
 func (c *changes) emit(b *batch, f int, g *generation) {
 	for k := range kinds {
+		if c.flush[f][k] {
+			b.flushSet(g.sets[k].name)
+		}
 		if l := &c.del[f][k]; l.n > 0 {
 			b.elems(true, g.sets[k].name, l.b, l.n)
 		}

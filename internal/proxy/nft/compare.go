@@ -219,24 +219,22 @@ func (p *Programmer) compareSources(i int) error {
 		}
 		want[string(append(bytes.Clone(attr(attr(v, unix.NFTA_SET_ELEM_KEY), unix.NFTA_DATA_VALUE)), end))] = false
 	})
-	var there elemList
-	same := true
-	err := p.elements(p.gens[i].sets[sources].name, func() { there, same = elemList{}, true }, func(el element) error {
+	there, same := 0, true
+	err := p.elements(p.gens[i].sets[sources].name, func() { there, same = 0, true }, func(el element) error {
 		end := byte(0)
 		if el.flags&elemFlagEnd != 0 {
 			end = 1
 		}
 		_, ok := want[string(append(bytes.Clone(el.key), end))]
 		same = same && ok
-		there.b = appendElem(there.b, el.key, nil, el.flags)
-		there.n++
+		there++
 		return nil
 	})
-	if err != nil || same && there.n == len(want) {
+	if err != nil || same && there == len(want) {
 		return err
 	}
-	p.ch.del[i][sources] = there
+	p.ch.flush[i][sources] = true
 	p.ch.add[i][sources] = all.add[i][sources]
-	p.ch.n += there.n + all.add[i][sources].n
+	p.ch.n += there + all.add[i][sources].n
 	return nil
 }

@@ -70,9 +70,11 @@ func (m *monitor) close() {
 	<-m.done
 }
 
-func (m *monitor) signal() {
+// signal tells of a drift, unless one is told that nobody has heard yet.
+func (m *monitor) signal(why string, args ...any) {
 	select {
 	case m.drift <- struct{}{}:
+		m.log.Warn(why, args...)
 	default:
 	}
 }
@@ -97,7 +99,7 @@ func (m *monitor) run() {
 		}
 		if errors.Is(rerr, unix.ENOBUFS) {
 			// Something was lost, perhaps a change to our table.
-			m.signal()
+			m.signal("lost notifications of ruleset changes; checking our nftables table", "table", m.table)
 			continue
 		}
 		if rerr != nil {
@@ -130,7 +132,6 @@ func (m *monitor) look(b []byte) {
 		return nil
 	})
 	if hit {
-		m.log.Warn("somebody else changed our nftables table", "table", m.table, "netlinkPort", port)
-		m.signal()
+		m.signal("somebody else changed our nftables table", "table", m.table, "netlinkPort", port)
 	}
 }
