@@ -34,11 +34,11 @@ type AnnouncerStatus struct {
 	Phase string `json:"phase,omitempty"`
 	// Live are the nodes, this one included, that this node takes for able to
 	// announce.
-	Live []string `json:"live,omitempty"`
+	Live []string `json:"live"`
 	// AddressCount is how many addresses the node announces.
 	AddressCount int64 `json:"addressCount"`
 	// Addresses are these addresses; at most 5,000 are listed.
-	Addresses []AnnouncedAddress `json:"addresses,omitempty"`
+	Addresses []AnnouncedAddress `json:"addresses"`
 }
 
 // AnnouncedAddress is one address that a node announces.
