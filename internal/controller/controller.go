@@ -48,7 +48,7 @@ type Options struct {
 	// [NodeTimes].
 	Nodes NodeTimes
 
-	// Without names rows of the table not to run.
+	// Without names rows of the table not to run, or "endpoints".
 	Without []string
 
 	Logger *slog.Logger
@@ -114,11 +114,13 @@ func Run(ctx context.Context, opts Options) error {
 			all = append(all, running{row.name, run})
 		}
 	}
-	own, err := e.endpoints()
-	if err != nil {
-		return err
+	if !opts.without("endpoints") {
+		own, err := e.endpoints()
+		if err != nil {
+			return err
+		}
+		all = append(all, running{"endpoints", own.Run})
 	}
-	all = append(all, running{"endpoints", own.Run})
 
 	e.informers.Start(ctx.Done())
 	e.everything.metadata.Start(ctx.Done())
