@@ -71,6 +71,13 @@ func Open(cfg Config) (_ *Network, err error) {
 // packet from a Pod is too long for it.
 func (n *Network) MTU() int { return n.mtu }
 
+// Node returns node index, nil if it has no power.
+func (n *Network) Node(index int) *Node {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.nodes[index]
+}
+
 // Machine is the machine's namespace.
 func (n *Network) Machine() *netns.NS { return n.machine }
 
