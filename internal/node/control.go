@@ -34,7 +34,6 @@ func newControl(client kubernetes.Interface, unrouted func(context.Context, *v1.
 	for _, err := range []error{
 		c.slices.SetTransform(trimSlice),
 		c.slices.AddIndexers(cache.Indexers{byPod: readyPods}),
-		c.services.AddIndexers(cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc}),
 		c.services.SetTransform(trim),
 		c.nodes.SetTransform(trim),
 	} {

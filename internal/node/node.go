@@ -59,11 +59,17 @@ func (o *Options) processConfig() process.Config {
 // MTU of the nodes' network.
 func (n *Nodes) MTU() int { return n.net.MTU() }
 
+// Close gives up what New has opened, for those who will not call Run. What
+// runs goes on.
+func (n *Nodes) Close() {
+	n.cri.close()
+	n.process.Close()
+	n.net.Release()
+}
+
 // Run runs the nodes until ctx ends, and leaves their Pods running then.
 func (n *Nodes) Run(ctx context.Context) error {
-	defer n.net.Release()
-	defer n.process.Close()
-	defer n.cri.close()
+	defer n.Close()
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	ctx, cancel := context.WithCancel(ctx)

@@ -1,0 +1,286 @@
+package node_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/utils/ptr"
+
+	"fairway.dev/fairway/internal/apiserver"
+	"fairway.dev/fairway/internal/netns"
+	"fairway.dev/fairway/internal/node"
+	"fairway.dev/fairway/internal/testenv"
+	"fairway.dev/fairway/internal/testenv/apitest"
+)
+
+// cluster is an API server and nodes, in the test's own network.
+type cluster struct {
+	kubernetes.Interface
+	t      *testing.T
+	api    *apiserver.Server
+	admin  *rest.Config
+	opts   node.Options
+	stop   func()
+	handle chan node.Handle
+}
+
+func newCluster(t *testing.T, nodes int, edits ...func(*node.Options)) *cluster {
+	t.Helper()
+	c := &cluster{t: t, handle: make(chan node.Handle, 100)}
+	gw := netip.MustParseAddr("172.30.0.1")
+	c.opts = node.Options{
+		Prefix: fmt.Sprintf("n%d", os.Getpid()%10000000), Nodes: nodes, DataDir: t.TempDir(), Zones: []string{"a", "b"},
+		ClusterDNS: []netip.Addr{netip.MustParseAddr("10.96.0.10")}, CRISocket: "none",
+		OnNode: func(ctx context.Context, h node.Handle) {
+			c.handle <- h
+			<-ctx.Done()
+		},
+		Logger: apitest.Logger(t),
+	}
+	for _, edit := range edits {
+		edit(&c.opts)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if err := node.Cleanup(ctx, c.opts); err != nil {
+			t.Errorf("clean up: %v", err)
+		}
+		if left, _ := netns.List(c.opts.Prefix); len(left) > 0 {
+			t.Errorf("namespaces left behind: %v", left)
+		}
+	})
+	c.opts.ClientConfig = func(string) (*rest.Config, error) { return nil, fmt.Errorf("not yet") }
+	nn, err := node.New(c.opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.api = apitest.Start(t, func(o *apiserver.Options) {
+		o.Listen = []string{"127.0.0.1:0", gw.String() + ":0"}
+		o.SANs = []string{gw.String()}
+	})
+	c.admin = apitest.Config(t, c.api, apiserver.Admin())
+	c.Interface = apitest.Client(t, c.api, apiserver.Admin())
+	c.opts.ClientConfig = func(name string) (*rest.Config, error) { return c.api.ClientConfig(apiserver.Node(name)) }
+	c.opts.Control = c.admin
+	c.opts.ServingCert, c.opts.ClientCAs = c.api.NodeServingCert, c.api.ClientCAs()
+	port := c.admin.Host[strings.LastIndexByte(c.admin.Host, ':')+1:]
+	c.opts.APIFromNodes = "https://" + netip.AddrPortFrom(gw, 0).Addr().String() + ":" + port
+	nn.Close()
+	c.start()
+	t.Cleanup(func() { // before the API goes
+		if c.stop != nil {
+			c.stop()
+		}
+	})
+	// Pods are refused until their ServiceAccount exists; its controller is not here.
+	c.eventually("the default namespace", func() error {
+		_, err := c.CoreV1().ServiceAccounts("default").Create(t.Context(), &v1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, metav1.CreateOptions{})
+		if apierrors.IsAlreadyExists(err) {
+			return nil
+		}
+		return err
+	})
+	_, err = c.CoreV1().ConfigMaps("default").Create(t.Context(), &v1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "kube-root-ca.crt"},
+		Data: map[string]string{"ca.crt": string(c.api.CACert())}}, metav1.CreateOptions{})
+	if err != nil && !apierrors.IsAlreadyExists(err) {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// start runs the nodes until stop is called.
+func (c *cluster) start() {
+	c.t.Helper()
+	nn, err := node.New(c.opts)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- nn.Run(ctx) }()
+	c.stop = func() {
+		cancel()
+		if err := <-done; err != nil {
+			c.t.Errorf("run nodes: %v", err)
+		}
+		c.stop = nil
+	}
+}
+
+func (c *cluster) eventually(what string, f func() error) {
+	c.t.Helper()
+	var err error
+	for deadline := time.Now().Add(60 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		if err = f(); err == nil {
+			return
+		}
+	}
+	c.t.Fatalf("%s: %v", what, err)
+}
+
+// pod creates a Pod on node-1 unless it says another node.
+func (c *cluster) pod(name string, spec v1.PodSpec) *v1.Pod {
+	c.t.Helper()
+	if spec.NodeName == "" {
+		spec.NodeName = "node-1"
+	}
+	for i := range spec.Containers {
+		if spec.Containers[i].Name == "" {
+			spec.Containers[i].Name = "c"
+		}
+		if spec.Containers[i].Image == "" {
+			spec.Containers[i].Image = "host"
+		}
+	}
+	for i := range spec.InitContainers {
+		if spec.InitContainers[i].Image == "" {
+			spec.InitContainers[i].Image = "host"
+		}
+	}
+	p, err := c.CoreV1().Pods("default").Create(c.t.Context(), &v1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"app": name}}, Spec: spec}, metav1.CreateOptions{})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return p
+}
+
+// until waits for a Pod to be as it should.
+func (c *cluster) until(name, what string, ok func(*v1.Pod) bool) *v1.Pod {
+	c.t.Helper()
+	var last *v1.Pod
+	for deadline := time.Now().Add(90 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		p, err := c.CoreV1().Pods("default").Get(c.t.Context(), name, metav1.GetOptions{})
+		if err != nil {
+			c.t.Fatalf("Pod %s: %v", name, err)
+		}
+		if ok(p) {
+			return p
+		}
+		last = p
+	}
+	events, _ := c.CoreV1().Events("default").List(context.Background(), metav1.ListOptions{FieldSelector: "involvedObject.name=" + name})
+	for _, e := range events.Items {
+		c.t.Logf("event %s: %s", e.Reason, e.Message)
+	}
+	c.t.Fatalf("Pod %s: never %s; its status is %+v", name, what, last.Status)
+	return nil
+}
+
+func (c *cluster) gone(name string) {
+	c.t.Helper()
+	c.eventually("Pod "+name+" gone", func() error {
+		_, err := c.CoreV1().Pods("default").Get(c.t.Context(), name, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			return nil
+		}
+		return fmt.Errorf("still there: %v", err)
+	})
+}
+
+func (c *cluster) delete(name string) {
+	c.t.Helper()
+	if err := c.CoreV1().Pods("default").Delete(c.t.Context(), name, metav1.DeleteOptions{}); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+func ready(p *v1.Pod) bool {
+	for _, cond := range p.Status.Conditions {
+		if cond.Type == v1.PodReady {
+			return cond.Status == v1.ConditionTrue
+		}
+	}
+	return false
+}
+
+func ended(p *v1.Pod) bool {
+	return p.Status.Phase == v1.PodSucceeded || p.Status.Phase == v1.PodFailed
+}
+
+func (c *cluster) logs(name string, o v1.PodLogOptions) string {
+	c.t.Helper()
+	b, err := c.CoreV1().Pods("default").GetLogs(name, &o).DoRaw(c.t.Context())
+	if err != nil {
+		return "error: " + err.Error()
+	}
+	return string(b)
+}
+
+// get asks an HTTP server from the machine.
+func get(addr string) (string, error) {
+	client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	r, err := client.Get("http://" + addr)
+	if err != nil {
+		return "", err
+	}
+	defer r.Body.Close()
+	b, err := io.ReadAll(r.Body)
+	return string(b), err
+}
+
+func sh(script string) []string { return []string{"sh", "-c", script} }
+
+var noToken = ptr.To(false)
+
+func TestPods(t *testing.T) {
+	if !testenv.Inside(t, nil) {
+		return
+	}
+	c := newCluster(t, 2)
+
+	c.eventually("nodes", func() error {
+		nodes, err := c.CoreV1().Nodes().List(t.Context(), metav1.ListOptions{})
+		if err != nil || len(nodes.Items) != 2 {
+			return fmt.Errorf("%d nodes, %v", len(nodes.Items), err)
+		}
+		n := nodes.Items[0]
+		if len(n.Spec.PodCIDRs) != 2 || len(n.Status.Addresses) != 3 || n.Labels[v1.LabelTopologyZone] != "a" {
+			return fmt.Errorf("node %+v", n)
+		}
+		return nil
+	})
+
+	t.Run("runs and answers", func(t *testing.T) {
+		c.pod("web", v1.PodSpec{Containers: []v1.Container{{
+			Command:        []string{"python3", "-m", "http.server", "8080", "--bind", "::", "--directory", "/etc"},
+			ReadinessProbe: &v1.Probe{ProbeHandler: v1.ProbeHandler{HTTPGet: &v1.HTTPGetAction{Path: "/hostname", Port: portOf(8080)}}}}}})
+		p := c.until("web", "ready", ready)
+		if p.Status.Phase != v1.PodRunning || len(p.Status.PodIPs) != 2 || p.Status.HostIP != "172.30.0.11" {
+			t.Errorf("status %+v", p.Status)
+		}
+		for _, ip := range p.Status.PodIPs {
+			if _, err := get(netip.AddrPortFrom(netip.MustParseAddr(ip.IP), 8080).String() + "/hostname"); err != nil {
+				t.Error(err)
+			}
+		}
+		c.delete("web")
+		c.gone("web")
+	})
+	t.Run("runs to completion", func(t *testing.T) {
+		c.pod("ok", v1.PodSpec{RestartPolicy: v1.RestartPolicyNever, Containers: []v1.Container{{Command: sh("echo done; printf 'last words' > /dev/termination-log")}}})
+		p := c.until("ok", "ended", ended)
+		if p.Status.Phase != v1.PodSucceeded || p.Status.ContainerStatuses[0].State.Terminated.Message != "last words" {
+			t.Errorf("status %+v", p.Status)
+		}
+		c.pod("bad", v1.PodSpec{RestartPolicy: v1.RestartPolicyNever, Containers: []v1.Container{{Command: sh("exit 4")}}})
+		p = c.until("bad", "ended", ended)
+		if p.Status.Phase != v1.PodFailed || p.Status.ContainerStatuses[0].State.Terminated.ExitCode != 4 {
+			t.Errorf("status %+v", p.Status)
+		}
+		c.delete("ok")
+		c.gone("ok")
+	})
+}
