@@ -38,6 +38,7 @@ func newRootCmd() *cobra.Command {
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(
 		newDNSCmd(),
+		newLBCmd(),
 		newProxyCmd(),
 	)
 	return root
