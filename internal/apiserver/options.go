@@ -9,6 +9,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // Options say what a Server serves and where it keeps its state. The zero
@@ -53,6 +54,11 @@ type Options struct {
 
 	// ClusterDomain is the DNS domain of Services. Default: cluster.local.
 	ClusterDomain string
+
+	// EvictAfter is how long Pods stay bound to a Node that is not ready before
+	// they are replaced elsewhere, unless they say so themselves (tolerations);
+	// whole seconds. Default: upstream's five minutes.
+	EvictAfter time.Duration
 
 	// Logger gets the server's messages. Default: slog.Default().
 	Logger *slog.Logger

@@ -46,6 +46,11 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	if err := checkEtcdServers(o.EtcdServers); err != nil {
 		return nil, err
 	}
+	if o.EvictAfter > 0 {
+		if err := setEvictAfter(o.EvictAfter); err != nil {
+			return nil, err
+		}
+	}
 	routeKlog(o.Logger)
 	if err := setGates(); err != nil {
 		return nil, fmt.Errorf("feature gates: %w", err)

@@ -2,6 +2,7 @@ package standalone
 
 import (
 	"context"
+	"time"
 
 	"k8s.io/client-go/rest"
 
@@ -9,6 +10,11 @@ import (
 	"fairway.dev/fairway/internal/controller"
 	"fairway.dev/fairway/internal/scheduler"
 )
+
+// evictAfter is how long Pods of a lost node wait for it to come back. A
+// cluster's five minutes are for real machines that restart; here somebody is
+// watching.
+const evictAfter = 30 * time.Second
 
 // startControllers runs what turns objects into other objects: the workload
 // controllers, our endpoints controller and the scheduler.

@@ -139,6 +139,7 @@ func (s *system) startAPI(ctx context.Context) (string, error) {
 		NodePorts:     nodePorts,
 		EtcdServers:   s.opts.EtcdServers,
 		ClusterDomain: s.opts.ClusterDomain,
+		EvictAfter:    evictAfter,
 		Logger:        s.log.With("part", "apiserver"),
 	}
 	if !s.opts.Host {

@@ -31,10 +31,12 @@ import (
 	"k8s.io/utils/ptr"
 )
 
-// Times of upstream's kubelet.
+// Upstream's kubelet renews every 10 s and is given up after 50 s. Here a lost
+// node is noticed after 20 s (see controller.NodeTimes), which four renewals
+// have to fit into.
 const (
-	leaseDuration = 40 * time.Second
-	leaseRenewal  = 10 * time.Second
+	leaseDuration = 20 * time.Second
+	leaseRenewal  = 5 * time.Second
 	statusPeriod  = 5 * time.Minute
 )
 
