@@ -44,6 +44,7 @@ var harmless = []string{
 	"Failed to ensure lease exists",
 	// A server that stops before it has announced itself has nothing to take back.
 	"Unable to remove endpoints from kubernetes service: StorageError: key not found",
+	"Error removing old endpoints from kubernetes service: no API server IP addresses were listed in storage",
 	// A server whose address changed, or whose store has just gone.
 	"failed to sync with latest state",
 }

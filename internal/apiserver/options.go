@@ -15,8 +15,8 @@ import (
 // Options say what a Server serves and where it keeps its state. The zero
 // value of every field but DataDir has a default.
 type Options struct {
-	// DataDir holds everything that outlives the Server: the store (etcd/), keys and
-	// certificates (pki/) and a lock that keeps a second Server out.
+	// DataDir holds the store (etcd/), keys that last (pki/), certificates of this
+	// run (certs/) and a lock that keeps a second Server out.
 	DataDir string
 
 	// Listen are the addresses to serve on, each "ip:port"; port 0 takes any
@@ -49,7 +49,8 @@ type Options struct {
 	// EtcdCAFile, EtcdCertFile and EtcdKeyFile secure the way to EtcdServers.
 	EtcdCAFile, EtcdCertFile, EtcdKeyFile string
 
-	// PKIDir holds keys and certificates. Default: DataDir/pki.
+	// PKIDir holds the keys that last: the authorities' and the one that signs
+	// the tokens of ServiceAccounts. Default: DataDir/pki.
 	PKIDir string
 
 	// ClusterDomain is the DNS domain of Services. Default: cluster.local.

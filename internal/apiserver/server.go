@@ -133,17 +133,20 @@ func prepare(ctx context.Context, o Options, cleanup *[]func()) (*Server, Option
 
 // makeSecrets loads what has to last and signs anew what has not.
 func makeSecrets(o Options, l *multiListener) (*pki.Authority, secrets, error) {
-	if err := os.MkdirAll(o.PKIDir, 0o700); err != nil {
-		return nil, secrets{}, err
+	certs := filepath.Join(o.DataDir, "certs") // not in PKIDir, which servers may share
+	for _, dir := range []string{o.PKIDir, certs} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, secrets{}, err
+		}
 	}
-	in := func(name string) string { return filepath.Join(o.PKIDir, name) }
+	lasting := func(name string) string { return filepath.Join(o.PKIDir, name) }
+	anew := func(name string) string { return filepath.Join(certs, name) }
 	sec := secrets{
-		servingCert: in("apiserver.crt"), servingKey: in("apiserver.key"),
-		clientCA:       in("ca.crt"),
-		frontProxyCA:   in("front-proxy-ca.crt"),
-		frontProxyCert: in("front-proxy-client.crt"), frontProxyKey: in("front-proxy-client.key"),
-		kubeletCert: in("apiserver-kubelet-client.crt"), kubeletKey: in("apiserver-kubelet-client.key"),
-		tokenKey: in("sa.key"), tokenPublicKey: in("sa.pub"),
+		clientCA: lasting("ca.crt"), frontProxyCA: lasting("front-proxy-ca.crt"),
+		tokenKey: lasting("sa.key"), tokenPublicKey: lasting("sa.pub"),
+		servingCert: anew("apiserver.crt"), servingKey: anew("apiserver.key"),
+		frontProxyCert: anew("front-proxy-client.crt"), frontProxyKey: anew("front-proxy-client.key"),
+		kubeletCert: anew("apiserver-kubelet-client.crt"), kubeletKey: anew("apiserver-kubelet-client.key"),
 	}
 	ca, err := pki.LoadOrCreateAuthority(o.PKIDir, "ca", "fairway")
 	if err != nil {
