@@ -1,0 +1,101 @@
+// Command proxy measures `fairway-node proxy` at several sizes of cluster and
+// prints a table: cold start, one change, memory, CPU, restart, and the latency
+// of new connections.
+//
+// For each size it makes network namespaces of its own, serves the load from an
+// in-memory API (package fakeapi, over TLS) and starts the binary against it.
+// It needs root and touches nothing outside its namespaces, which it removes.
+//
+//	go run ./bench/proxy -binary bin/fairway-node
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// size is a load: so many Services of so many endpoints each.
+type size struct{ services, endpoints int }
+
+func (s size) String() string { return fmt.Sprintf("%d×%d", s.services, s.endpoints) }
+
+func main() {
+	var (
+		binary  = flag.String("binary", "bin/fairway-node", "the program to measure")
+		sizes   = flag.String("sizes", "1000x2,10000x2,5000x50,44000x1,100000x10", "Services x endpoints each, with commas between")
+		changes = flag.Int("changes", 500, "single changes to measure")
+		conns   = flag.Int("connections", 4000, "new connections to measure, each way; 0 for none")
+		starts  = flag.Int("starts", 3, "cold starts and restarts to measure; the median is printed")
+		verbose = flag.Bool("v", false, "show what the program logs")
+		profile = flag.String("profile", "", "write CPU profiles of the cold starts to files of this prefix")
+	)
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, *binary, *sizes, options{*changes, *conns, *starts, *verbose, *profile}); err != nil {
+		fmt.Fprintln(os.Stderr, "bench/proxy:", err)
+		os.Exit(1)
+	}
+}
+
+type options struct {
+	changes, conns, starts int
+	verbose                bool
+	profile                string
+}
+
+func run(ctx context.Context, binary, sizes string, o options) error {
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("needs root: it makes network namespaces")
+	}
+	var list []size
+	for _, s := range strings.Split(sizes, ",") {
+		a, b, ok := strings.Cut(s, "x")
+		n, err1 := strconv.Atoi(a)
+		m, err2 := strconv.Atoi(b)
+		if !ok || err1 != nil || err2 != nil || n < 1 || m < 1 || n > 1<<20 || n*m > 1<<22 {
+			return fmt.Errorf("-sizes: %q is not like 1000x2", s)
+		}
+		list = append(list, size{n, m})
+	}
+	fmt.Printf("fairway-node proxy, %d CPUs, load average %s, %s\n\n", runtime.NumCPU(), load(), time.Now().UTC().Format(time.RFC3339))
+	fmt.Println("| Services×endpoints | cold start s | its CPU s | RSS MiB (peak) | restart s | 1 change p50 ms | p99 ms | CPU ms/change | kernel MiB | new connection ÷ direct |")
+	fmt.Println("|---|---|---|---|---|---|---|---|---|---|")
+	for _, s := range list {
+		r, err := measure(ctx, binary, s, o)
+		if err != nil {
+			return fmt.Errorf("%v: %w", s, err)
+		}
+		fmt.Println(r.row())
+	}
+	fmt.Print(`
+cold start: from the start of the process, with nothing in the kernel, to the
+  complete table (the program's own word, checked against the number of map
+  elements in the kernel); restart: the same with the table already there,
+  after kill -9. Medians.
+1 change: one endpoint replaced; from the API server having it to the kernel's
+  announcement of the transaction. The next change comes 2 ms after.
+new connection: TCP connect through a ClusterIP over a direct one to the same
+  server in another namespace, alternated; median ÷ median.
+kernel: growth of Slab and VmallocUsed of the machine: noisy.
+`)
+	fmt.Printf("load average at the end: %s\n", load())
+	return nil
+}
+
+func load() string {
+	b, _ := os.ReadFile("/proc/loadavg")
+	f := strings.Fields(string(b))
+	if len(f) == 0 {
+		return "?"
+	}
+	return f[0]
+}
