@@ -101,20 +101,16 @@ func (r *result) connections(ctx context.Context, ns *netns.NS, api *fakeapi.Ser
 	if err := cable(ns, host); err != nil {
 		return err
 	}
-	l, err := host.Listen(ctx, "tcp4", serverAddr+":8080")
-	if err != nil {
-		return err
-	}
-	defer l.Close()
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() { io.Copy(io.Discard, c); c.Close() }()
+	// Two ports of one server: through the ClusterIP must not meet what
+	// connection tracking still remembers of the direct connections.
+	for _, port := range []string{":8080", ":8081"} {
+		l, err := host.Listen(ctx, "tcp4", serverAddr+port)
+		if err != nil {
+			return err
 		}
-	}()
+		defer l.Close()
+		go accept(l)
+	}
 	// One more Service, whose endpoint is the server.
 	i := s.services
 	svc := service(i)
@@ -122,7 +118,7 @@ func (r *result) connections(ctx context.Context, ns *netns.NS, api *fakeapi.Ser
 	sl.Endpoints[0].Addresses = []string{serverAddr}
 	api.Set(fakeapi.Services, svc)
 	api.Set(fakeapi.EndpointSlices, sl)
-	through, direct := clusterIP(i).String()+":80", serverAddr+":8080"
+	through, direct := clusterIP(i).String()+":80", serverAddr+":8081"
 	deadline := time.Now().Add(20 * time.Second)
 	for {
 		if _, err = connect(ns, through, 1); err == nil {
@@ -146,6 +142,17 @@ func (r *result) connections(ctx context.Context, ns *netns.NS, api *fakeapi.Ser
 		r.direct, r.through = append(r.direct, d...), append(r.through, t...)
 	}
 	return nil
+}
+
+// accept takes connections and keeps each until its client closes it.
+func accept(l net.Listener) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		go func() { io.Copy(io.Discard, c); c.Close() }()
+	}
 }
 
 // connect connects n times and returns how long each took.
