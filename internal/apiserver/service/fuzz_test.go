@@ -3,6 +3,9 @@ package service
 import (
 	"context"
 	"encoding/json"
+	"maps"
+	"math/rand/v2"
+	"slices"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -21,63 +24,169 @@ func decode(body []byte) (*core.Service, bool) {
 	return svc, ok && err == nil
 }
 
-// FuzzService creates a Service from one request body, updates it with another and its status with a third. Whatever they are: nothing panics,
-// what is stored is valid, and holds exactly what is claimed.
-func FuzzService(f *testing.F) {
-	body := func(edits ...func(*corev1.Service)) []byte {
+// odd are values that fields of a Service may be, or nearly.
+var odd = []any{
+	nil, "", "None", "ClusterIP", "NodePort", "LoadBalancer", "ExternalName", "Local", "Cluster", "SingleStack", "PreferDualStack", "RequireDualStack",
+	"IPv4", "IPv6", "TCP", "UDP", "ClientIP", "10.96.0.9", "10.96.000.009", "fd00:10:96::9", "::ffff:10.96.0.9", "FD00:10:96:0::9", "10.0.0.0/8", "a.b", "Ä",
+	"s", "kubernetes.io/x", true, false, 0, -1, 1, 80, 30009, 30010, 65536, 1 << 40, 1.5, []any{}, map[string]any{},
+	[]any{"10.96.0.9"}, []any{"fd00:10:96::9", "10.96.0.9"}, []any{"None"}, []any{"IPv6", "IPv4"}, []any{"IPv6"}, map[string]any{"a": "b"},
+	[]any{map[string]any{"name": "a", "port": 1}, map[string]any{"name": "b", "port": 1, "protocol": "UDP", "nodePort": 30009}},
+}
+
+// specFields are those of a Service's spec that odd values are put into where there are none.
+var specFields = []string{
+	"type", "clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "ports", "selector", "externalName", "externalIPs", "externalTrafficPolicy",
+	"internalTrafficPolicy", "healthCheckNodePort", "allocateLoadBalancerNodePorts", "loadBalancerClass", "loadBalancerIP", "loadBalancerSourceRanges",
+	"sessionAffinity", "sessionAffinityConfig", "publishNotReadyAddresses", "trafficDistribution",
+}
+
+// mutate puts a few odd values into a JSON body. Others are returned as they are.
+func mutate(body []byte, rng *rand.Rand) []byte {
+	var root any
+	if json.Unmarshal(body, &root) != nil {
+		return body
+	}
+	value := func() any {
+		b, _ := json.Marshal(odd[rng.IntN(len(odd))]) // a copy, for it may be mutated
+		var v any
+		_ = json.Unmarshal(b, &v)
+		return v
+	}
+	var walk func(v any)
+	walk = func(v any) {
+		switch v := v.(type) {
+		case map[string]any:
+			for _, k := range slices.Sorted(maps.Keys(v)) {
+				switch rng.IntN(25) {
+				case 0:
+					v[k] = value()
+				case 1:
+					if k != "apiVersion" && k != "kind" {
+						delete(v, k)
+					}
+				default:
+					walk(v[k])
+				}
+				if k == "spec" {
+					if spec, ok := v[k].(map[string]any); ok {
+						spec[specFields[rng.IntN(len(specFields))]] = value()
+					}
+				}
+			}
+		case []any:
+			for i := range v {
+				if rng.IntN(10) == 0 {
+					v[i] = value()
+				} else {
+					walk(v[i])
+				}
+			}
+		}
+	}
+	walk(root)
+	out, err := json.Marshal(root)
+	if err != nil {
+		return body
+	}
+	return out
+}
+
+// bodies are request bodies to start from: every form, every rule.
+func bodies(t testing.TB) [][]byte {
+	var out [][]byte
+	add := func(edits ...func(*corev1.Service)) {
 		s := svc("s", edits...)
 		s.TypeMeta = metav1.TypeMeta{APIVersion: "v1", Kind: "Service"}
 		b, err := json.Marshal(s)
 		if err != nil {
-			f.Fatal(err)
+			t.Fatal(err)
 		}
-		return b
+		out = append(out, b)
 	}
-	for _, from := range forms {
-		for _, to := range forms {
-			f.Add(body(from.become), body(to.become), []byte(`{"apiVersion":"v1","kind":"Service","metadata":{"name":"s"},"status":{"loadBalancer":{"ingress":[{"ip":"192.0.2.1"}]}}}`))
-		}
+	for _, f := range forms {
+		add(f.become)
+		add(f.become, withPolicy(prefer))
 	}
 	for _, r := range rules {
-		f.Add(body(r.edit), body(r.edit, withPolicy(prefer)), body(r.edit))
+		add(r.edit)
 	}
-	f.Add([]byte(`apiVersion: v1
+	return append(out, []byte(`apiVersion: v1
 kind: Service
 metadata: {generateName: a-, finalizers: [a/b], deletionTimestamp: "2020-01-01T00:00:00Z", uid: x, resourceVersion: "1"}
 spec: {clusterIPs: ["", "None"], ipFamilies: ["", IPv6, IPv4], ports: [{port: 1, nodePort: 1, targetPort: ""}, {}]}
 `), []byte("null"), []byte("{}"))
+}
 
+var statusBody = []byte(`{"apiVersion":"v1","kind":"Service","metadata":{"name":"s"},"status":{"loadBalancer":{"ingress":[{"ip":"192.0.2.1","hostname":"h"}]}}}`)
+
+// FuzzService: whatever requests there are, nothing panics, what is stored is valid, and it holds exactly what is claimed.
+func FuzzService(f *testing.F) {
+	all := bodies(f)
+	for i, b := range all {
+		f.Add(b, all[(i*7+3)%len(all)], statusBody, uint64(i%2*i)) // every second one is mutated
+	}
 	c := newCluster(f)
-	f.Fuzz(func(t *testing.T, create, update, status []byte) {
-		c.t = t
-		svc, ok := decode(create)
+	f.Fuzz(func(t *testing.T, create, update, status []byte, seed uint64) {
+		c.requests(t, create, update, status, seed)
+	})
+}
+
+// TestMutants is FuzzService with nothing but mutated Services, which mostly get past the decoder.
+func TestMutants(t *testing.T) {
+	c := newCluster(t)
+	all := bodies(t)
+	rng := rand.New(rand.NewPCG(*flagSeed, 2))
+	n, stored := max(*flagOps, 1000), 0
+	for range n {
+		create, update, seed := all[rng.IntN(len(all))], all[rng.IntN(len(all))], 1+rng.Uint64()>>1
+		if c.requests(t, create, update, statusBody, seed) {
+			stored++
+		}
+		if t.Failed() {
+			t.Fatalf("seed %d of\n%s\n%s", seed, create, update)
+		}
+	}
+	t.Logf("%d of %d were stored", stored, n)
+	if stored < n/10 {
+		t.Errorf("%d of %d mutants were stored: too odd to test anything", stored, n)
+	}
+}
+
+// requests creates a Service from one request body, updates it with another and its status with a third. Unless the seed
+// is 0, all are mutated first. It reports whether the Service was created.
+func (c *cluster) requests(t *testing.T, create, update, status []byte, seed uint64) bool {
+	c.t = t
+	if rng := rand.New(rand.NewPCG(seed, 1)); seed != 0 {
+		create, update, status = mutate(create, rng), mutate(update, rng), mutate(status, rng)
+	}
+	svc, ok := decode(create)
+	if !ok {
+		return false
+	}
+	svc.Namespace = "default" // the handlers refuse any other than that of the URL
+	obj, err := c.rest.Create(c.ctx, svc, rest.ValidateAllObjectFunc, &metav1.CreateOptions{})
+	checkFuzzError(t, err)
+	if err != nil {
+		c.checkAudit()
+		return false
+	}
+	name := asService(obj).Name
+	defer c.purge(t, name)
+	c.checkStored(t, name)
+	put := func(body []byte, update func(context.Context, string, rest.UpdatedObjectInfo, rest.ValidateObjectFunc, rest.ValidateObjectUpdateFunc, bool, *metav1.UpdateOptions) (runtime.Object, bool, error)) {
+		svc, ok := decode(body)
 		if !ok {
 			return
 		}
-		svc.Namespace = "default" // the handlers refuse any other than that of the URL
-		obj, err := c.rest.Create(c.ctx, svc, rest.ValidateAllObjectFunc, &metav1.CreateOptions{})
+		svc.Namespace, svc.Name = "default", name
+		_, _, err := update(c.ctx, name, rest.DefaultUpdatedObjectInfo(svc), rest.ValidateAllObjectFunc, rest.ValidateAllObjectUpdateFunc, false, &metav1.UpdateOptions{})
 		checkFuzzError(t, err)
-		if err != nil {
-			c.checkAudit()
-			return
-		}
-		name := asService(obj).Name
-		defer c.purge(t, name)
 		c.checkStored(t, name)
-		put := func(body []byte, update func(context.Context, string, rest.UpdatedObjectInfo, rest.ValidateObjectFunc, rest.ValidateObjectUpdateFunc, bool, *metav1.UpdateOptions) (runtime.Object, bool, error)) {
-			svc, ok := decode(body)
-			if !ok {
-				return
-			}
-			svc.Namespace, svc.Name = "default", name
-			_, _, err := update(c.ctx, name, rest.DefaultUpdatedObjectInfo(svc), rest.ValidateAllObjectFunc, rest.ValidateAllObjectUpdateFunc, false, &metav1.UpdateOptions{})
-			checkFuzzError(t, err)
-			c.checkStored(t, name)
-		}
-		put(update, c.rest.Update)
-		put(status, c.reg.status.Update)
-		put(create, c.rest.Update)
-	})
+	}
+	put(update, c.rest.Update)
+	put(status, c.reg.status.Update)
+	put(create, c.rest.Update)
+	return true
 }
 
 // checkFuzzError: every refusal blames the request, and nothing else can go wrong here.

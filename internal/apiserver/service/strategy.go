@@ -3,6 +3,8 @@ package service
 import (
 	"context"
 	"fmt"
+	"maps"
+	"strings"
 
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
@@ -79,8 +81,19 @@ func (statusStrategy) PrepareForUpdate(_ context.Context, obj, old runtime.Objec
 	obj.(*core.Service).Spec = *old.(*core.Service).Spec.DeepCopy()
 }
 
-func (statusStrategy) ValidateUpdate(_ context.Context, obj, old runtime.Object) field.ErrorList {
-	return validation.ValidateServiceStatusUpdate(obj.(*core.Service), old.(*core.Service))
+// ValidateUpdate: a status comes with metadata, and some annotations have rules of their own, which upstream checks only
+// where the spec is written.
+func (statusStrategy) ValidateUpdate(_ context.Context, obj, oldObj runtime.Object) field.ErrorList {
+	svc, old := obj.(*core.Service), oldObj.(*core.Service)
+	errs := validation.ValidateServiceStatusUpdate(svc, old)
+	if len(errs) == 0 && !maps.Equal(svc.Annotations, old.Annotations) {
+		for _, err := range validation.ValidateServiceUpdate(svc, old) {
+			if strings.HasPrefix(err.Field, "metadata.") {
+				errs = append(errs, err)
+			}
+		}
+	}
+	return errs
 }
 
 func (statusStrategy) WarningsOnUpdate(_ context.Context, obj, _ runtime.Object) []string {

@@ -317,6 +317,10 @@ func TestStatus(t *testing.T) {
 		{"mode unknown", "LoadBalancer", ingress(core.LoadBalancerIngress{IP: "192.0.2.1", IPMode: ptr.To(core.LoadBalancerIPMode("X"))}), "ipMode: Unsupported value"},
 		{"mode without address", "LoadBalancer", ingress(core.LoadBalancerIngress{Hostname: "a.b", IPMode: vip}), "ipMode: Forbidden: may not be specified when `ip` is not set"},
 		{"host name is an address", "LoadBalancer", ingress(core.LoadBalancerIngress{Hostname: "192.0.2.1"}), "hostname: Invalid value: \"192.0.2.1\": must be a DNS name, not an IP address"},
+		{"annotation", "ClusterIP", func(s *core.Service) { s.Annotations = map[string]string{"a": "b"} }, ""},
+		{"annotations that differ", "ClusterIP", func(s *core.Service) {
+			s.Annotations = map[string]string{corev1.AnnotationTopologyMode: "Auto", corev1.DeprecatedAnnotationTopologyAwareHints: "disabled"}
+		}, "metadata.annotations[service.kubernetes.io/topology-mode]: Invalid value"},
 		{"host name invalid", "LoadBalancer", ingress(core.LoadBalancerIngress{Hostname: "_"}), "hostname: Invalid value: \"_\""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
