@@ -33,57 +33,73 @@ var odd = []any{
 	[]any{map[string]any{"name": "a", "port": 1}, map[string]any{"name": "b", "port": 1, "protocol": "UDP", "nodePort": 30009}},
 }
 
-// specFields are those of a Service's spec that odd values are put into where there are none.
-var specFields = []string{
-	"type", "clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "ports", "selector", "externalName", "externalIPs", "externalTrafficPolicy",
-	"internalTrafficPolicy", "healthCheckNodePort", "allocateLoadBalancerNodePorts", "loadBalancerClass", "loadBalancerIP", "loadBalancerSourceRanges",
-	"sessionAffinity", "sessionAffinityConfig", "publishNotReadyAddresses", "trafficDistribution",
+// plausible are values that the fields of a spec often have.
+var plausible = map[string][]any{
+	"type":                          {"ClusterIP", "NodePort", "LoadBalancer", "ExternalName"},
+	"clusterIP":                     {"", "None", "10.96.0.9", "fd00:10:96::9"},
+	"clusterIPs":                    {[]any{"10.96.0.9"}, []any{"10.96.0.9", "fd00:10:96::9"}, []any{"None"}, []any{}},
+	"ipFamilies":                    {[]any{"IPv4"}, []any{"IPv6"}, []any{"IPv4", "IPv6"}, []any{"IPv6", "IPv4"}, []any{}},
+	"ipFamilyPolicy":                {"SingleStack", "PreferDualStack", "RequireDualStack"},
+	"ports":                         {odd[len(odd)-1], []any{map[string]any{"port": 80, "nodePort": 30009}}, []any{map[string]any{"port": 80}}, []any{}},
+	"selector":                      {nil, map[string]any{}, map[string]any{"a": "b"}},
+	"externalName":                  {"example.com", "", "a."},
+	"externalIPs":                   {[]any{"203.0.113.9"}, []any{}, []any{"2001:db8::1"}},
+	"externalTrafficPolicy":         {"Local", "Cluster", ""},
+	"internalTrafficPolicy":         {"Local", "Cluster", nil},
+	"healthCheckNodePort":           {0, 30009, 30010},
+	"allocateLoadBalancerNodePorts": {true, false, nil},
+	"loadBalancerClass":             {"a/b", nil},
+	"loadBalancerIP":                {"192.0.2.9", ""},
+	"loadBalancerSourceRanges":      {[]any{"10.0.0.0/8"}, []any{}},
+	"sessionAffinity":               {"None", "ClientIP"},
+	"sessionAffinityConfig":         {nil, map[string]any{"clientIP": map[string]any{"timeoutSeconds": 5}}},
+	"publishNotReadyAddresses":      {true, false},
+	"trafficDistribution":           {"PreferClose", "PreferSameNode", nil},
 }
 
-// mutate puts a few odd values into a JSON body. Others are returned as they are.
+// mutate changes one to four things in a JSON body: mostly plausible values of a Service's spec, but also odd ones anywhere, and
+// missing ones. Other bodies are returned as they are.
 func mutate(body []byte, rng *rand.Rand) []byte {
-	var root any
+	var root map[string]any
 	if json.Unmarshal(body, &root) != nil {
 		return body
 	}
-	value := func() any {
-		b, _ := json.Marshal(odd[rng.IntN(len(odd))]) // a copy, for it may be mutated
-		var v any
-		_ = json.Unmarshal(b, &v)
-		return v
+	copyOf := func(v any) (out any) { // for it may be mutated again
+		b, _ := json.Marshal(v)
+		_ = json.Unmarshal(b, &out)
+		return out
 	}
-	var walk func(v any)
-	walk = func(v any) {
-		switch v := v.(type) {
-		case map[string]any:
-			for _, k := range slices.Sorted(maps.Keys(v)) {
-				switch rng.IntN(25) {
-				case 0:
-					v[k] = value()
-				case 1:
-					if k != "apiVersion" && k != "kind" {
-						delete(v, k)
-					}
-				default:
+	for range 1 + rng.IntN(4) {
+		spec, ok := root["spec"].(map[string]any)
+		if ok && rng.IntN(4) > 0 {
+			names := slices.Sorted(maps.Keys(plausible))
+			name := names[rng.IntN(len(names))]
+			spec[name] = copyOf(plausible[name][rng.IntN(len(plausible[name]))])
+			continue
+		}
+		var places []func() // changes that could be made
+		var walk func(v any)
+		walk = func(v any) {
+			switch v := v.(type) {
+			case map[string]any:
+				for _, k := range slices.Sorted(maps.Keys(v)) {
 					walk(v[k])
-				}
-				if k == "spec" {
-					if spec, ok := v[k].(map[string]any); ok {
-						spec[specFields[rng.IntN(len(specFields))]] = value()
+					if k != "apiVersion" && k != "kind" {
+						places = append(places, func() { v[k] = copyOf(odd[rng.IntN(len(odd))]) }, func() { delete(v, k) })
 					}
 				}
-			}
-		case []any:
-			for i := range v {
-				if rng.IntN(10) == 0 {
-					v[i] = value()
-				} else {
+			case []any:
+				for i := range v {
 					walk(v[i])
+					places = append(places, func() { v[i] = copyOf(odd[rng.IntN(len(odd))]) })
 				}
 			}
 		}
+		walk(root)
+		if len(places) > 0 {
+			places[rng.IntN(len(places))]()
+		}
 	}
-	walk(root)
 	out, err := json.Marshal(root)
 	if err != nil {
 		return body
