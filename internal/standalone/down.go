@@ -32,9 +32,19 @@ func Down(ctx context.Context, dir string, purge bool, p *console.Printer) error
 		p.Printf("Nothing to do: there is no %s.\n", dir)
 		return nil
 	}
-	if _, _, err := ReadInstance(dir); errors.Is(err, fs.ErrNotExist) && holder(dir) == 0 {
+	inst, _, err := ReadInstance(dir)
+	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%s is not the data directory of an instance: it has no %s", dir, recordFile)
 	}
+	if err != nil {
+		return err
+	}
+	// The record is of a start that had checked them.
+	network, err := inst.Options.Complete()
+	if err != nil {
+		return fmt.Errorf("%s: %w", filepath.Join(dir, recordFile), err)
+	}
+	inst.Options.DataDir = dir
 	if pid := holder(dir); pid != 0 {
 		step := p.Start("Stop")
 		if err := stopProcess(ctx, dir, pid); err != nil {
@@ -49,7 +59,7 @@ func Down(ctx context.Context, dir string, purge bool, p *console.Printer) error
 	}
 	defer held.release()
 	step := p.Start("Clean up")
-	if err := cleanup(ctx, dir); err != nil {
+	if err := cleanup(ctx, inst.Options, network); err != nil {
 		step.Fail(err)
 		return err
 	}
@@ -85,6 +95,3 @@ func stopProcess(ctx context.Context, dir string, pid int) error {
 	}
 	return nil
 }
-
-// cleanup removes what the instance of a directory made on the machine.
-func cleanup(context.Context, string) error { return nil }

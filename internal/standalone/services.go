@@ -10,6 +10,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"fairway.dev/fairway/api/v1alpha1"
+	"fairway.dev/fairway/internal/announce"
 	"fairway.dev/fairway/internal/apiserver"
 	"fairway.dev/fairway/internal/dns"
 	"fairway.dev/fairway/internal/lb"
@@ -94,9 +95,21 @@ func upstreams(in []string) ([]netip.AddrPort, error) {
 	return out, nil
 }
 
-// startLB makes the default pool and starts to give LoadBalancer Services
-// their addresses.
-func (s *system) startLB(ctx context.Context) (string, error) {
+// startSpeakers begins to watch what the nodes' announcers need to know.
+func (s *system) startSpeakers() error {
+	config, err := s.api.ClientConfig(apiserver.LB())
+	if err != nil {
+		return err
+	}
+	if s.speakers, err = announce.NewShared(config, s.log.With("part", "announce")); err != nil {
+		return err
+	}
+	s.background("announce", s.speakers.Run)
+	return nil
+}
+
+// installPools makes the API know of address pools, and makes the default one.
+func (s *system) installPools(ctx context.Context) (string, error) {
 	admin, err := s.api.ClientConfig(apiserver.Admin())
 	if err != nil {
 		return "", err
@@ -119,12 +132,14 @@ func (s *system) startLB(ctx context.Context) (string, error) {
 		detail = addresses[0]
 		err = lb.EnsureDefaultPool(ctx, pools, addresses)
 	}
-	if err != nil {
-		return "", err
-	}
+	return detail, err
+}
+
+// startLB starts to give LoadBalancer Services their addresses.
+func (s *system) startLB() error {
 	config, err := s.api.ClientConfig(apiserver.LB())
 	if err != nil {
-		return "", err
+		return err
 	}
 	s.background("load balancer", func(ctx context.Context) error {
 		return lb.RunController(ctx, lb.Options{
@@ -134,7 +149,7 @@ func (s *system) startLB(ctx context.Context) (string, error) {
 			Logger:    s.log.With("part", "lb"),
 		})
 	})
-	return detail, nil
+	return nil
 }
 
 // defaultLBRanges is a part of each node range that no node gets: the

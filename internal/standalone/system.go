@@ -2,6 +2,7 @@ package standalone
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -12,6 +13,7 @@ import (
 
 	"k8s.io/client-go/kubernetes"
 
+	"fairway.dev/fairway/internal/announce"
 	"fairway.dev/fairway/internal/apiserver"
 	"fairway.dev/fairway/internal/dns"
 	"fairway.dev/fairway/internal/proxy/source"
@@ -31,6 +33,8 @@ type system struct {
 
 	source *source.Source
 	dns    *dns.DNS
+	// speakers is what the nodes' announcers share.
+	speakers *announce.Shared
 
 	// stops are undone from the last to the first.
 	stops []func()
@@ -120,7 +124,28 @@ func (s *system) start(ctx context.Context) error {
 	if err := s.step("DNS", func() (string, error) { return s.startDNS(ctx) }); err != nil {
 		return err
 	}
-	return s.step("Load balancer", func() (string, error) { return s.startLB(ctx) })
+	// Its custom resources take the API a while: nodes need not wait for them.
+	type result struct {
+		detail string
+		err    error
+	}
+	pools := make(chan result, 1)
+	if err := s.startSpeakers(); err != nil {
+		return err
+	}
+	go func() {
+		detail, err := s.installPools(ctx)
+		pools <- result{detail, err}
+	}()
+	nodes := s.step("Nodes", func() (string, error) { return s.startNodes(ctx) })
+	lb := s.step("Load balancer", func() (string, error) {
+		r := <-pools
+		if r.err == nil {
+			r.err = s.startLB()
+		}
+		return r.detail, r.err
+	})
+	return errors.Join(nodes, lb)
 }
 
 // startAPI starts the API server on loopback. Nodes and Pods reach it at the
