@@ -76,6 +76,7 @@ type Controller struct {
 	slicesTracker *endpointsliceutil.EndpointSliceTracker
 	slicesTrigger *endpointsliceutil.TriggerTimeTracker
 	slicesFresh   *freshness
+	slicesPace    *pace
 	topology      *topologycache.TopologyCache
 	nodesChanged  chan struct{}
 
@@ -84,6 +85,7 @@ type Controller struct {
 	legacyTrigger *endpointsliceutil.TriggerTimeTracker
 	legacyWritten *written
 	legacyFresh   *freshness
+	legacyPace    *pace
 
 	// EndpointSlices that mirror hand-written Endpoints.
 	mirrorQueue    queue
@@ -142,6 +144,7 @@ func New(opts Options) (*Controller, error) {
 		slicesTracker: endpointsliceutil.NewEndpointSliceTracker(),
 		slicesTrigger: endpointsliceutil.NewTriggerTimeTracker(),
 		slicesFresh:   newFreshness(),
+		slicesPace:    newPace(50 * time.Microsecond),
 		topology:      topologycache.NewTopologyCache(),
 		nodesChanged:  make(chan struct{}, 1),
 
@@ -149,6 +152,7 @@ func New(opts Options) (*Controller, error) {
 		legacyTrigger: endpointsliceutil.NewTriggerTimeTracker(),
 		legacyWritten: newWritten(),
 		legacyFresh:   newFreshness(),
+		legacyPace:    newPace(time.Millisecond),
 
 		mirrorQueue:    newQueue("fairway_endpoints_mirror", nil),
 		mirrorsTracker: endpointsliceutil.NewEndpointSliceTracker(),
@@ -192,15 +196,15 @@ func (c *Controller) Run(ctx context.Context) {
 	}
 	for range c.workers {
 		wg.Go(func() {
-			c.work(ctx, "EndpointSlices", c.slicesQueue, func(ctx context.Context, key name) error {
+			c.work(ctx, "EndpointSlices", c.slicesQueue, c.slicesPace, func(ctx context.Context, key name) error {
 				defer c.legacyQueue.Add(key) // after the slices, which carry traffic
 				return c.syncSlices(ctx, key)
 			})
 		})
 	}
 	for range max(1, c.workers/4) {
-		wg.Go(func() { c.work(ctx, "Endpoints", c.legacyQueue, c.syncLegacy) })
-		wg.Go(func() { c.work(ctx, "mirrored EndpointSlices", c.mirrorQueue, c.syncMirror) })
+		wg.Go(func() { c.work(ctx, "Endpoints", c.legacyQueue, c.legacyPace, c.syncLegacy) })
+		wg.Go(func() { c.work(ctx, "mirrored EndpointSlices", c.mirrorQueue, nil, c.syncMirror) })
 	}
 	wg.Go(func() {
 		for {
@@ -216,11 +220,18 @@ func (c *Controller) Run(ctx context.Context) {
 }
 
 // work takes items off the queue until it is shut down.
-func (c *Controller) work(ctx context.Context, what string, q queue, sync func(context.Context, name) error) {
+func (c *Controller) work(ctx context.Context, what string, q queue, pace *pace, sync func(context.Context, name) error) {
 	for {
 		key, quit := q.Get()
 		if quit {
 			return
+		}
+		if pace != nil {
+			if wait := pace.wait(key, time.Now()); wait > 0 {
+				q.AddAfter(key, wait)
+				q.Done(key)
+				continue
+			}
 		}
 		if err := sync(ctx, key); err == nil {
 			q.Forget(key)

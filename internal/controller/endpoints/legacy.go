@@ -38,6 +38,7 @@ func (c *Controller) syncLegacy(ctx context.Context, key name) error {
 		return nil
 	}
 	pods := c.podsOf(service)
+	c.legacyPace.synced(key, len(pods), time.Now())
 	// Computed on every pass, also one that writes nothing: it keeps state.
 	trigger := c.legacyTrigger.ComputeEndpointLastChangeTriggerTime(service.Namespace, service, pods)
 
@@ -103,6 +104,7 @@ func (c *Controller) syncLegacy(ctx context.Context, key name) error {
 func (c *Controller) deleteLegacy(ctx context.Context, key name) error {
 	c.legacyWritten.forget(key)
 	c.legacyFresh.arrived(key)
+	c.legacyPace.synced(key, 0, time.Time{})
 	if _, err := c.endpoints.Endpoints(key.Namespace).Get(key.Name); apierrors.IsNotFound(err) {
 		return nil
 	}

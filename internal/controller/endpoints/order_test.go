@@ -108,3 +108,19 @@ func TestPodFacts(t *testing.T) {
 		}
 	}
 }
+
+func TestPace(t *testing.T) {
+	p := newPace(time.Millisecond)
+	k, now := name{Name: "big"}, time.Now()
+	if w := p.wait(k, now); w > 0 {
+		t.Errorf("the first sync waits %v", w)
+	}
+	p.synced(k, 1000, now)
+	if w := p.wait(k, now.Add(300*time.Millisecond)); w != 700*time.Millisecond {
+		t.Errorf("300 ms after a sync of 1000 pods: %v to wait, want 700ms", w)
+	}
+	p.synced(k, fewPods, now)
+	if w := p.wait(k, now); w > 0 || len(p.next) > 0 {
+		t.Errorf("with few pods: %v to wait", w)
+	}
+}

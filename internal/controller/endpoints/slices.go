@@ -32,6 +32,7 @@ func (c *Controller) syncSlices(_ context.Context, key name) error {
 		c.reconciler.DeleteService(key.Namespace, key.Name)
 		c.slicesTracker.DeleteService(key.Namespace, key.Name)
 		c.slicesFresh.arrived(key)
+		c.slicesPace.synced(key, 0, time.Time{})
 		return nil
 	}
 	if err != nil {
@@ -45,6 +46,7 @@ func (c *Controller) syncSlices(_ context.Context, key name) error {
 		return nil
 	}
 	pods := c.podsOf(service)
+	c.slicesPace.synced(key, len(pods), time.Now())
 	// Computed on every pass, also one that writes nothing: it keeps state.
 	trigger := c.slicesTrigger.ComputeEndpointLastChangeTriggerTime(key.Namespace, service, pods)
 	if err := c.reconciler.Reconcile(c.klog, service, c.withNode(service, pods), existing, trigger); err != nil {
