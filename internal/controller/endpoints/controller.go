@@ -144,7 +144,7 @@ func New(opts Options) (*Controller, error) {
 		slicesTracker: endpointsliceutil.NewEndpointSliceTracker(),
 		slicesTrigger: endpointsliceutil.NewTriggerTimeTracker(),
 		slicesFresh:   newFreshness(),
-		slicesPace:    newPace(50 * time.Microsecond),
+		slicesPace:    newPace(100 * time.Microsecond),
 		topology:      topologycache.NewTopologyCache(),
 		nodesChanged:  make(chan struct{}, 1),
 
