@@ -19,8 +19,9 @@ type flows struct {
 	metrics *metrics
 	wake    chan struct{}
 
-	mu   sync.Mutex
-	todo []state.Stale
+	mu    sync.Mutex
+	todo  []state.Stale
+	start map[state.Key][]state.Backend // to be reconciled, once
 }
 
 func newFlows(c *conntrack.Cleaner, log *slog.Logger, m *metrics) *flows {
@@ -34,6 +35,18 @@ func (f *flows) add(list []state.Stale) {
 	f.mu.Lock()
 	f.todo = append(f.todo, list...)
 	f.mu.Unlock()
+	f.kick()
+}
+
+// reconcile deletes what leads from these frontends to any other backend.
+func (f *flows) reconcile(serving map[state.Key][]state.Backend) {
+	f.mu.Lock()
+	f.start = serving
+	f.mu.Unlock()
+	f.kick()
+}
+
+func (f *flows) kick() {
 	select {
 	case f.wake <- struct{}{}:
 	default:
@@ -48,16 +61,24 @@ func (f *flows) run(ctx context.Context) {
 		case <-f.wake:
 		}
 		f.mu.Lock()
-		list := f.todo
-		f.todo = nil
+		list, serving := f.todo, f.start
+		f.todo, f.start = nil, nil
 		f.mu.Unlock()
 		start := time.Now()
-		n, err := f.cleaner.Delete(ctx, list)
+		n, err := f.cleaner.Reconcile(ctx, serving)
+		if err == nil && len(list) > 0 {
+			var m int
+			m, err = f.cleaner.Delete(ctx, list)
+			n += m
+		}
 		took := time.Since(start)
 		if err != nil && ctx.Err() == nil {
 			f.log.Error("stale connections could not be deleted; they end when they time out", "err", err)
 		}
-		name := families[family(list[0].Key.Addr)]
+		name := families[0]
+		if len(list) > 0 {
+			name = families[family(list[0].Key.Addr)]
+		}
 		f.metrics.conntrackSync.WithLabelValues(name).Observe(took.Seconds())
 		f.metrics.conntrackDeleted.WithLabelValues(name).Add(float64(n))
 		if n > 0 {

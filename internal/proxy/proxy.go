@@ -311,9 +311,9 @@ func (l *loop) done(start time.Time, full bool, d *state.Diff) {
 		s := l.table.Stats()
 		l.log.Info("programmed", "services", s.Services, "slices", s.Slices, "frontends", s.Frontends, "took", now.Sub(start), "since start", now.Sub(l.start))
 		close(l.synced)
+		// Endpoints may have gone while no proxy was there.
+		l.flows.reconcile(l.table.Serving())
 	}
-	// What the predecessor of this process left of old connections is not
-	// known; at a first sync every UDP frontend counts as new.
 	l.flows.add(l.pending.stale)
 	l.pending = pending{}
 }

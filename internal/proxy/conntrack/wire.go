@@ -90,17 +90,22 @@ func (t tuple) encode(ae *netlink.AttributeEncoder) error {
 	return nil
 }
 
-// encode makes the body of a dump request.
+// encode makes the body of a dump request. The kernel's comparison of IPv6
+// addresses is the wrong way round (ctnetlink_filter_match_tuple lets pass what
+// differs, seen on 6.18), so for them only ports and protocol narrow.
 func (f filter) encode(family uint8, proto state.Protocol) ([]byte, error) {
 	orig, reply := uint32(filterProto), uint32(0)
-	if f.dst.Addr().IsValid() {
+	if f.dst.Addr().Is4() {
 		orig |= filterDst
 	}
 	if f.dst.Port() != 0 {
 		orig |= filterDstPort
 	}
 	if f.back.IsValid() {
-		reply = filterProto | filterSrc | filterSrcPort
+		reply = filterProto | filterSrcPort
+		if f.back.Addr().Is4() {
+			reply |= filterSrc
+		}
 	}
 	ae := netlink.NewAttributeEncoder()
 	ae.Nested(ctaTupleOrig, tuple{dst: f.dst, proto: proto}.encode)

@@ -177,6 +177,33 @@ func (t *Table) All() iter.Seq[*Frontend] {
 	}
 }
 
+// Serving returns for every frontend of UDP and SCTP all backends that serve its
+// Service, whether this node uses them or not: where connections under way may
+// lead.
+func (t *Table) Serving() map[Key][]Backend {
+	out := map[Key][]Backend{}
+	for _, e := range t.entries {
+		for i := range e.ports {
+			p := &e.ports[i]
+			if p.port.Proto == TCP {
+				continue
+			}
+			for _, f := range e.owned {
+				if p.has(f) && t.claims[f.Key].owner == e.name {
+					out[f.Key] = p.serving
+				}
+			}
+		}
+	}
+	return out
+}
+
+// has reports whether a frontend is one of the port's.
+func (s *settled) has(f *Frontend) bool {
+	return f.Key.Proto == s.port.Proto && f.Key.Addr.Is6() == s.v6 &&
+		(f.Key.Port == s.port.Port || f.Key.Addr.IsUnspecified() && f.Key.Port == s.port.NodePort)
+}
+
 // Sync resolves what changed and returns the difference it makes.
 func (t *Table) Sync() Result {
 	var res Result
@@ -279,7 +306,7 @@ func (t *Table) resolve(e *entry, touched map[Key]*Frontend, res *Result) {
 			t.unclaim(old.Key, e.name)
 		}
 	}
-	res.Stale = goneServing(res.Stale, e.ports, ports, owned, e.service)
+	res.Stale = goneServing(res.Stale, e.ports, ports, owned)
 	e.owned, e.ports = owned, ports
 	t.resolveHealth(e, res)
 }
@@ -287,7 +314,7 @@ func (t *Table) resolve(e *entry, touched map[Key]*Frontend, res *Result) {
 // goneServing adds the backends of UDP and SCTP ports that served and no longer
 // do, for every frontend of the port. Which of the serving ones a frontend
 // picks does not matter: policy and topology do not break flows under way.
-func goneServing(out []Stale, before, after []settled, owned []*Frontend, svc *Service) []Stale {
+func goneServing(out []Stale, before, after []settled, owned []*Frontend) []Stale {
 	for i := range after {
 		now := &after[i]
 		if now.port.Proto == TCP {
@@ -304,8 +331,7 @@ func goneServing(out []Stale, before, after []settled, owned []*Frontend, svc *S
 				continue
 			}
 			for _, f := range owned {
-				if f.Key.Proto == now.port.Proto && f.Key.Addr.Is6() == now.v6 &&
-					(f.Key.Port == now.port.Port || f.Key.Addr.IsUnspecified() && f.Key.Port == now.port.NodePort) {
+				if now.has(f) {
 					out = append(out, Stale{f.Key, b})
 				}
 			}
