@@ -25,19 +25,26 @@ type changes struct {
 	del, add [len(families)][kinds]elemList
 	flush    [len(families)][kinds]bool // delete all there is, before adding
 	n        int                        // elements in all of them
+	stamp    [len(families)]uint64      // what is added to the stamp
 
 	key, data []byte // scratch
 }
 
 func (c *changes) reset() {
 	for f := range families {
-		for k := range kinds {
-			c.del[f][k] = elemList{c.del[f][k].b[:0], 0}
-			c.add[f][k] = elemList{c.add[f][k].b[:0], 0}
-			c.flush[f][k] = false
-		}
+		c.forget(f)
 	}
-	c.n = 0
+}
+
+// forget takes back what is recorded for a family.
+func (c *changes) forget(f int) {
+	for k := range kinds {
+		c.n -= c.del[f][k].n + c.add[f][k].n
+		c.del[f][k] = elemList{c.del[f][k].b[:0], 0}
+		c.add[f][k] = elemList{c.add[f][k].b[:0], 0}
+		c.flush[f][k] = false
+	}
+	c.stamp[f] = 0
 }
 
 // emit writes the changes of a family into a batch.
@@ -73,29 +80,31 @@ func (c *changes) frontend(old, new *state.Frontend) {
 	}
 	f := familyOf(some.Key.Addr)
 	var was, is state.Frontend
-	var wasClass, isClass class
+	var wasRecord, isRecord record
 	if old != nil {
-		was, wasClass = *old, classOf(old)
+		was, wasRecord = *old, recordOf(old)
+		c.stamp[f] -= wasRecord.stamp(old.Key)
 	}
 	if new != nil {
-		is, isClass = *new, classOf(new)
+		is, isRecord = *new, recordOf(new)
+		c.stamp[f] += isRecord.stamp(new.Key)
 	}
 	c.key = appendKey(c.key[:0], some.Key)
-	if old == nil || new == nil || wasClass != isClass {
+	if old == nil || new == nil || wasRecord != isRecord {
 		if old != nil {
 			c.put(true, f, services, c.key, nil)
 		}
 		if new != nil {
-			c.data = isClass.appendData(c.data[:0])
+			c.data = isRecord.append(c.data[:0])
 			c.put(false, f, services, c.key, c.data)
 		}
 	}
 	oldIn, newIn := insideOf(&was), insideOf(&is)
 	c.slots(f, limit(was.Backends), limit(is.Backends), 0)
 	c.slots(f, oldIn, newIn, insideSlot)
-	if wasClass.affinity() > 0 || isClass.affinity() > 0 {
-		c.memberships(f, wasClass.affinity() > 0, isClass.affinity() > 0, limit(was.Backends), limit(is.Backends), false)
-		c.memberships(f, wasClass.affinity() > 0, isClass.affinity() > 0, oldIn, newIn, true)
+	if wasRecord.affinity() > 0 || isRecord.affinity() > 0 {
+		c.memberships(f, wasRecord.affinity() > 0, isRecord.affinity() > 0, limit(was.Backends), limit(is.Backends), false)
+		c.memberships(f, wasRecord.affinity() > 0, isRecord.affinity() > 0, oldIn, newIn, true)
 	}
 	if was.Restricted != is.Restricted || !slices.Equal(was.Sources, is.Sources) {
 		if was.Restricted {

@@ -14,7 +14,7 @@ type bitset []uint64
 
 func newBitset(n int) bitset      { return make(bitset, (n+63)/64) }
 func (b bitset) set(i int)        { b[i/64] |= 1 << (i % 64) }
-func (b bitset) has(i int) bool   { return b[i/64]&(1<<(i%64)) != 0 }
+func (b bitset) has(i int) bool   { return i/64 < len(b) && b[i/64]&(1<<(i%64)) != 0 }
 func (e entry) slotCount() int    { return len(limit(e.f.Backends)) + len(insideOf(e.f)) }
 func (e entry) serviceBit() int   { return e.off + e.slotCount() }
 func (e entry) slotBit(i int) int { return e.off + i }
@@ -37,7 +37,7 @@ func (e entry) slot(slot uint32) (be state.Backend, inside bool, bit int, ok boo
 	return in[slot], true, e.slotBit(n + int(slot)), true
 }
 
-// compare reads the elements of a family's adopted generation and records in
+// compare reads all elements of a family's adopted generation and records in
 // p.ch what has to change. It keeps one bit per element that should be there,
 // and those that should not.
 func (p *Programmer) compare(i int) error {
@@ -76,7 +76,7 @@ func (p *Programmer) compareServices(i int, seen bitset) error {
 		key, rest, ok := families[i].parseKey(el.key)
 		e, held := p.held[key]
 		if ok && len(rest) == 0 && held {
-			if want = classOf(e.f).appendData(want[:0]); bytes.Equal(want, el.data) && el.plain(key) {
+			if want = recordOf(e.f).append(want[:0]); bytes.Equal(want, el.data) && el.plain(key) {
 				seen.set(e.serviceBit())
 				return nil
 			}
@@ -116,7 +116,7 @@ func (p *Programmer) addMissing(i int, e entry, seen bitset) {
 	ch := &p.ch
 	ch.key = appendKey(ch.key[:0], e.f.Key)
 	if !seen.has(e.serviceBit()) {
-		ch.data = classOf(e.f).appendData(ch.data[:0])
+		ch.data = recordOf(e.f).append(ch.data[:0])
 		ch.put(false, i, services, ch.key, ch.data)
 	}
 	n := len(ch.key)
@@ -235,6 +235,6 @@ func (p *Programmer) compareSources(i int) error {
 	}
 	p.ch.flush[i][sources] = true
 	p.ch.add[i][sources] = all.add[i][sources]
-	p.ch.n += there + all.add[i][sources].n
+	p.ch.n += all.add[i][sources].n
 	return nil
 }

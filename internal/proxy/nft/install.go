@@ -14,14 +14,18 @@ const (
 	correctable = 50_000
 )
 
-// needs counts the elements the frontends of each family make.
+// needs counts the elements the frontends of each family make, and their
+// stamp.
 func (p *Programmer) needs() (n [2][kinds]int) {
+	p.stamp = [2]uint64{}
 	for _, e := range p.held {
 		i := familyOf(e.f.Key.Addr)
 		inside := insideOf(e.f)
 		n[i][services]++
 		n[i][backends] += len(limit(e.f.Backends)) + len(inside)
-		if classOf(e.f).affinity() > 0 {
+		r := recordOf(e.f)
+		p.stamp[i] += r.stamp(e.f.Key)
+		if r.affinity() > 0 {
 			n[i][members] += len(limit(e.f.Backends)) + len(inside)
 		}
 	}
@@ -38,27 +42,52 @@ func (p *Programmer) replace() error {
 		return err
 	}
 	p.ch.reset()
+	deep := p.monitor.tampered.Swap(false) || p.deep
+	p.deep = true // until this has succeeded
 	var fresh [2]bool
 	need := p.needs()
 	for i, f := range families {
 		p.gens[i], _ = p.adoptable(f, is, need[i])
-		fresh[i] = p.gens[i] == nil || p.fresh
-		if fresh[i] {
+		if p.gens[i] == nil || p.fresh {
+			fresh[i] = true
 			continue
 		}
-		n := p.ch.n
-		if err := p.compare(i); err != nil {
-			return err
+		before := p.ch.n
+		adopted := !deep
+		if adopted {
+			adopted, err = p.stamped(i, need[i])
+			if err == nil && !adopted {
+				adopted, err = p.adopt(i)
+			}
+			if err != nil {
+				return err
+			}
 		}
-		p.gens[i].count = need[i]
+		if !adopted {
+			p.ch.forget(i)
+			total := 0
+			for k := range kinds {
+				total += need[i][k]
+			}
+			if fresh[i] = total > deepElements; fresh[i] {
+				continue
+			}
+			if err := p.compare(i); err != nil {
+				return err
+			}
+		}
 		for k := range kinds {
 			// In this transaction the wrong ones count too.
 			size := p.gens[i].sets[k].size
 			fresh[i] = fresh[i] || size != 0 && need[i][k]+p.ch.del[i][k].n > int(size)
 		}
-		fresh[i] = fresh[i] || p.ch.n-n > correctable
+		fresh[i] = fresh[i] || p.ch.n-before > correctable
 	}
-	return p.install(is, fresh)
+	if err := p.install(is, fresh); err != nil {
+		return err
+	}
+	p.deep, p.fresh = false, false
+	return nil
 }
 
 // install writes everything but the elements of frontends anew: sets, chains,
@@ -75,7 +104,7 @@ func (p *Programmer) install(is *found, fresh [2]bool) error {
 	need := p.needs()
 	for i, f := range families {
 		if !fresh[i] {
-			p.gens[i].counted(&p.ch, i)
+			p.gens[i].count = need[i]
 			continue
 		}
 		_, serial := p.adoptable(f, is, need[i])
@@ -133,6 +162,7 @@ func (p *Programmer) fill(i int, table bool) error {
 			ch.put(false, i, clusterIPs, a.AsSlice(), nil)
 		}
 	}
+	ch.put(false, i, stamp, stampKey(p.stamp[i]), nil)
 	return flush()
 }
 
@@ -207,6 +237,8 @@ func (p *Programmer) final(b *batch, is *found, fresh [2]bool) {
 			continue // made and filled before
 		}
 		p.ch.emit(b, i, p.gens[i])
+		b.flushSet(p.gens[i].sets[stamp].name)
+		b.elems(false, p.gens[i].sets[stamp].name, appendElem(nil, stampKey(p.stamp[i]), nil, 0), 1)
 	}
 	for _, c := range chains {
 		if _, there := is.chains[c.name]; !there {

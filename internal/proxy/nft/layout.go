@@ -38,7 +38,7 @@ func concat(types ...uint32) (t uint32) {
 //
 //	saddr daddr proto dport x…        IPv4: 8 9 10 11 12…   IPv6: 8-11 12-15 16 17 18…
 //
-//	      daddr proto dport           services -> x: class
+//	      daddr proto dport           services -> x: record
 //	      daddr proto dport slot      backends -> x: addr port
 //	saddr daddr proto dport           affinity -> x: addr port
 //	      daddr proto dport addr port members
@@ -100,15 +100,16 @@ func (f *family) loopback() netip.Prefix {
 type kind int
 
 const (
-	services   kind = iota // daddr . proto . dport : class
+	services   kind = iota // daddr . proto . dport : record
 	backends               // daddr . proto . dport . slot : addr . port
 	members                // daddr . proto . dport . addr . port, of frontends with affinity
 	sources                // daddr . proto . dport . saddr, intervals, of restricted frontends
 	clusterIPs             // daddr of every frontend that is a cluster address
+	stamp                  // one number, that of all frontends together: see adopt
 	kinds
 )
 
-var kindNames = [kinds]string{"services", "backends", "members", "sources", "cluster-ips"}
+var kindNames = [kinds]string{"services", "backends", "members", "sources", "cluster-ips", "stamp"}
 
 // Sets that are not of a generation: one of each per family, small or filled
 // by packets.
@@ -131,6 +132,7 @@ type setSpec struct {
 	dataType, dataLen uint32
 	size              uint32 // elements it can hold; 0 is no limit
 	order             uint32 // the key's byte order, for nft(8)
+	count             int    // how many elements a set in the kernel has; -1 if it does not tell
 }
 
 // Byte orders of nft(8); 0 leaves it to the type.
@@ -144,9 +146,6 @@ const (
 	dynamicSize  = 1 << 16 // entries of the short-lived sets
 )
 
-// classWords is a class in registers: see class.
-const classWords = 3
-
 // spec returns the spec of a set of frontends, with room for size elements.
 func (f *family) spec(k kind, name string, size uint32) setSpec {
 	a := f.addrLen()
@@ -155,7 +154,7 @@ func (f *family) spec(k kind, name string, size uint32) setSpec {
 	case services:
 		s.flags = unix.NFT_SET_MAP
 		s.keyType, s.keyLen = concat(f.typ, typeProto, typeService), a+8
-		s.dataType, s.dataLen = concat(typeMark, typeMark, typeMark), 4*classWords
+		s.dataType, s.dataLen = concat(typeMark, typeMark, typeMark, typeMark), 4*recordWords
 	case backends:
 		s.flags = unix.NFT_SET_MAP
 		s.keyType, s.keyLen = concat(f.typ, typeProto, typeService, typeMark), a+12
@@ -170,6 +169,8 @@ func (f *family) spec(k kind, name string, size uint32) setSpec {
 		s.size = 0 // a tree, not a table: nothing to size
 	case clusterIPs:
 		s.keyType, s.keyLen = f.typ, a
+	case stamp:
+		s.keyType, s.keyLen, s.order, s.size = typeInteger, 8, orderBig, 0
 	}
 	return s
 }

@@ -192,7 +192,7 @@ func (r random) vandalise(t *testing.T, l *lab) {
 		if there {
 			b.elems(true, g.sets[services].name, appendElem(nil, key, nil, 0), 1)
 		}
-		b.elems(false, g.sets[services].name, appendElem(nil, key, class{77, flagServed}.appendData(nil), 0), 1)
+		b.elems(false, g.sets[services].name, appendElem(nil, key, record{class: class{77, flagServed}}.append(nil), 0), 1)
 	}
 	l.ok(v.c.commit(b))
 }

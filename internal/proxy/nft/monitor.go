@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -21,8 +22,10 @@ type monitor struct {
 	table string
 	drift chan struct{}
 	file  *os.File // the socket, in the runtime's poller
-	ports sync.Map // netlink ports of our connections, now and before
-	done  chan struct{}
+	// tampered is set when others may have changed the table; Replace clears it.
+	tampered atomic.Bool
+	ports    sync.Map // netlink ports of our connections, now and before
+	done     chan struct{}
 }
 
 // monitorBuffer is how many bytes of notifications may wait.
@@ -30,7 +33,6 @@ const monitorBuffer = 4 << 20
 
 func newMonitor(p *Programmer) (*monitor, error) {
 	m := &monitor{log: p.log, table: p.table, drift: make(chan struct{}, 1), done: make(chan struct{})}
-	m.own(p.c.portID)
 	open := func() error {
 		fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
 		if err != nil {
@@ -51,6 +53,7 @@ func newMonitor(p *Programmer) (*monitor, error) {
 		}
 		return nil, fmt.Errorf("nft: listen to ruleset changes: %w", err)
 	}
+	m.own(p.c.portID)
 	go m.run()
 	return m, nil
 }
@@ -62,8 +65,29 @@ func inNS(ns *netns.NS, f func() error) error {
 	return ns.Do(f)
 }
 
-// own takes note of a netlink port as ours.
-func (m *monitor) own(port uint32) { m.ports.Store(port, true) }
+// own takes note of a netlink port as ours. What the current one changes is
+// dropped before it is queued, so that a change wakes nobody up.
+func (m *monitor) own(port uint32) {
+	m.ports.Store(port, true)
+	// nlmsg_pid is in host order, and a filter loads in network order.
+	k := binary.BigEndian.Uint32(binary.NativeEndian.AppendUint32(nil, port))
+	filter := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 12},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: k, Jt: 0, Jf: 1},
+		{Code: unix.BPF_RET | unix.BPF_K, K: 0},
+		{Code: unix.BPF_RET | unix.BPF_K, K: 1<<32 - 1},
+	}
+	raw, err := m.file.SyscallConn()
+	if err == nil {
+		cerr := raw.Control(func(fd uintptr) {
+			err = unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]})
+		})
+		err = errors.Join(err, cerr)
+	}
+	if err != nil {
+		m.log.Warn("cannot filter our own ruleset notifications; they are sorted out later, at some cost", "err", err)
+	}
+}
 
 func (m *monitor) close() {
 	m.file.Close()
@@ -72,6 +96,7 @@ func (m *monitor) close() {
 
 // signal tells of a drift, unless one is told that nobody has heard yet.
 func (m *monitor) signal(why string, args ...any) {
+	m.tampered.Store(true)
 	select {
 	case m.drift <- struct{}{}:
 		m.log.Warn(why, args...)

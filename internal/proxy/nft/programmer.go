@@ -2,6 +2,7 @@ package nft
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"iter"
@@ -45,9 +46,11 @@ type Programmer struct {
 	localhost [2]netip.Addr // what stands for a loopback source; see localhost.go
 	forget    bool          // other interfaces are the Pods' now: who came in by the old ones?
 	ready     bool          // what follows is what the kernel holds
-	fresh     bool          // correcting in place has failed: build anew
+	deep      bool          // something went wrong: compare every element, trust no digest
+	fresh     bool          // that failed too: build anew
 	held      map[state.Key]entry
 	gens      [2]*generation
+	stamp     [2]uint64          // sum of the stamps of held
 	classes   [2]map[class]int   // the classes the kernel has chains for: how many frontends use each
 	clusterIP map[netip.Addr]int // how many frontends each cluster address has
 	touched   map[netip.Addr]int // what that was before this diff
@@ -117,7 +120,7 @@ func (p *Programmer) dial() error {
 // fail drops the connection, which may have answers left in it, and the belief
 // to know what the kernel holds.
 func (p *Programmer) fail(err error) error {
-	p.ready = false
+	p.ready, p.deep = false, true
 	if p.c != nil {
 		p.c.close()
 		p.c = nil
@@ -271,6 +274,11 @@ func (p *Programmer) applyChanges(made [2][]class) error {
 	b.reset()
 	for i, f := range families {
 		p.addClasses(b, f, p.gens[i], made[i])
+		if p.ch.stamp[i] != 0 {
+			p.ch.put(true, i, stamp, stampKey(p.stamp[i]), nil)
+			p.stamp[i] += p.ch.stamp[i]
+			p.ch.put(false, i, stamp, stampKey(p.stamp[i]), nil)
+		}
 		p.ch.emit(b, i, p.gens[i])
 		p.dropSpareClasses(b, i)
 	}
@@ -285,6 +293,9 @@ func (p *Programmer) applyChanges(made [2][]class) error {
 	}
 	return nil
 }
+
+// stampKey is a table's stamp as the only element of its set.
+func stampKey(v uint64) []byte { return binary.BigEndian.AppendUint64(nil, v) }
 
 func (g *generation) counted(ch *changes, f int) {
 	for k := range kinds {
@@ -357,6 +368,6 @@ func (p *Programmer) Replace(ctx context.Context, all iter.Seq[*state.Frontend])
 		p.fresh = true // if correcting what is there fails, do without it
 		return p.fail(fmt.Errorf("replace table %s: %w", p.table, err))
 	}
-	p.ready, p.fresh = true, false
+	p.ready = true
 	return nil
 }

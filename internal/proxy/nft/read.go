@@ -37,6 +37,9 @@ func (p *Programmer) stableDump(msgType uint16, fill func(*wire), start func(), 
 	return err
 }
 
+// nftaSetCount is NFTA_SET_COUNT, which kernels before 6.16 do not have.
+const nftaSetCount = 20
+
 // read finds the table's sets and chains.
 func (p *Programmer) read() (*found, error) {
 	var is found
@@ -64,6 +67,10 @@ func (p *Programmer) read() (*found, error) {
 				keyLen:   attrU32(b, unix.NFTA_SET_KEY_LEN),
 				dataType: attrU32(b, unix.NFTA_SET_DATA_TYPE),
 				dataLen:  attrU32(b, unix.NFTA_SET_DATA_LEN),
+			}
+			s.count = -1
+			if c := attr(b, nftaSetCount); len(c) == 4 {
+				s.count = int(binary.BigEndian.Uint32(c))
 			}
 			if s.dataType == typeVerdict {
 				s.dataLen = 0 // the size of a verdict, which nobody asks for
@@ -144,7 +151,7 @@ func (p *Programmer) elements(set string, start func(), f func(e element) error)
 // same and at least as roomy.
 func (want setSpec) fits(is setSpec) bool {
 	size := is.size
-	is.size, is.order = want.size, want.order
+	is.size, is.order, is.count = want.size, want.order, want.count
 	return is == want && (want.size == 0) == (size == 0) && size >= want.size
 }
 

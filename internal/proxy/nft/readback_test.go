@@ -40,7 +40,7 @@ func readBack(t testing.TB, p *Programmer) map[string]bool {
 		lines[fmt.Sprintf("chain %s %s %d %d", c.name, c.kind, c.hook, c.priority)] = true
 	}
 	for name, s := range is.sets {
-		s.name, s.size = plainName(name), 0
+		s.name, s.size, s.count = plainName(name), 0, 0
 		lines[fmt.Sprintf("set %+v", s)] = true
 		if slices.ContainsFunc(byPackets, func(b string) bool { return strings.HasPrefix(name, b) }) {
 			continue

@@ -98,7 +98,7 @@ func (r rule) family(f *family) rule {
 }
 
 // classComment is what nft(8) cannot show: see findClass.
-const classComment = "the marks stand for words 1 and 2 of what @services has for the packet"
+const classComment = "the marks stand for words 2 and 3 of what @services has for the packet"
 
 // familyChains are the chains of a family that base chains and verdict maps
 // lead to.
