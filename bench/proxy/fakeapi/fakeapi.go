@@ -1,6 +1,6 @@
 // Package fakeapi is a small stand-in for a Kubernetes API server: it lists and
-// watches Services, EndpointSlices, Nodes and ServiceCIDRs in protobuf, from
-// memory, with streaming lists, bookmarks and versions that can be too old.
+// watches Services, EndpointSlices, Nodes, ServiceCIDRs and Namespaces in
+// protobuf, from memory, with streaming lists, bookmarks and versions that can be too old.
 //
 // It is for benchmarks, where the server must cost next to nothing (every
 // object is encoded once, when it is set), and for tests of how a client takes
@@ -61,6 +61,7 @@ const (
 	EndpointSlices = "/apis/discovery.k8s.io/v1/endpointslices"
 	Nodes          = "/api/v1/nodes"
 	ServiceCIDRs   = "/apis/networking.k8s.io/v1/servicecidrs"
+	Namespaces     = "/api/v1/namespaces"
 )
 
 // New returns an empty Server.
@@ -70,6 +71,7 @@ func New() *Server {
 		EndpointSlices: newKind("discovery.k8s.io/v1", "EndpointSlice"),
 		Nodes:          newKind("v1", "Node"),
 		ServiceCIDRs:   newKind("networking.k8s.io/v1", "ServiceCIDR"),
+		Namespaces:     newKind("v1", "Namespace"),
 	}}
 	s.changed = sync.NewCond(&s.mu)
 	return s
