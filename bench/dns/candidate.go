@@ -26,8 +26,9 @@ type candidate struct {
 	ready string // what says that it is ready
 
 	start     []float64 // milliseconds from start to ready
+	startCPU  []float64 // milliseconds of processor time until then
 	startPeak []float64 // MB at most until then
-	idle      []float64 // MB a second later
+	idle      []float64 // MB three seconds later
 	busy      []float64 // MB after the load
 	full      []load    // as fast as it goes
 	even      []load    // at the given rate
@@ -55,6 +56,7 @@ func (c *candidate) run(ns *netns.NS, question *dns.Msg) (*process, error) {
 			r.Body.Close()
 			if a, err := answer(ns, c.dns, question); r.StatusCode == http.StatusOK && err == nil && a[0] == "NOERROR" {
 				c.start = append(c.start, float64(time.Since(begin).Microseconds())/1000)
+				c.startCPU = append(c.startCPU, float64(p.cpu().Milliseconds()))
 				return p, nil
 			}
 		}
@@ -127,6 +129,7 @@ func report(all []*candidate) {
 		{"  processor time each", "us", func(c *candidate) []float64 { return field(c.even, func(l load) float64 { return l.cpu }) }, false},
 		{"  lost", "", func(c *candidate) []float64 { return field(c.even, func(l load) float64 { return l.lost }) }, false},
 		{"start to ready", "ms", func(c *candidate) []float64 { return c.start }, false},
+		{"  processor time until then", "ms", func(c *candidate) []float64 { return c.startCPU }, false},
 		{"memory at most until then", "MB", func(c *candidate) []float64 { return c.startPeak }, false},
 		{"memory when idle", "MB", func(c *candidate) []float64 { return c.idle }, false},
 		{"memory after the load", "MB", func(c *candidate) []float64 { return c.busy }, false},

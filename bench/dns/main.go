@@ -84,7 +84,7 @@ func run() error {
 			if err != nil {
 				return err
 			}
-			time.Sleep(time.Second)
+			time.Sleep(3 * time.Second)
 			c.idle = append(c.idle, p.memory("VmRSS"))
 			c.startPeak = append(c.startPeak, p.memory("VmHWM"))
 			p.stop()

@@ -25,8 +25,12 @@ DNS servers, with a cache. It takes CoreDNS's place, or is a resolver on every n
 			if err != nil {
 				return err
 			}
-			// Answers leave no garbage; what there is comes from watches, and memory counts for more.
-			debug.SetGCPercent(50)
+			// Answers leave no garbage. Once the names are there memory counts for
+			// more than the little that watches bring.
+			o.OnSync = func() {
+				debug.SetGCPercent(50)
+				debug.FreeOSMemory()
+			}
 			d, err := dns.New(o)
 			if err != nil {
 				return err

@@ -70,6 +70,10 @@ type Options struct {
 	// ServiceIPs are the ClusterIPs that lead to this DNS; they are never taken for upstreams.
 	ServiceIPs []netip.Addr
 
+	// OnSync, if not nil, is called once, a moment after all names have
+	// arrived: a process of its own gives memory back then.
+	OnSync func()
+
 	// MaxUDPSize and PerClient: see server.Options.
 	MaxUDPSize, PerClient int
 
@@ -86,7 +90,6 @@ type DNS struct {
 
 	// listening is true while the process's own server answers and is not about to stop.
 	listening atomic.Bool
-	started   chan struct{}
 
 	// addr is where the process's own server listens, once it does.
 	addr atomic.Pointer[netip.AddrPort]
@@ -103,7 +106,7 @@ func New(o Options) (*DNS, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	d := &DNS{opts: o, log: o.Logger, registry: prometheus.NewRegistry(), started: make(chan struct{})}
+	d := &DNS{opts: o, log: o.Logger, registry: prometheus.NewRegistry()}
 	programmed := prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Namespace: "coredns", Subsystem: "kubernetes", Name: "dns_programming_duration_seconds",
 		Help:    "Histogram of the time (in seconds) it took to program a dns instance.",
@@ -158,6 +161,13 @@ func (d *DNS) Run(ctx context.Context) error {
 	defer end()
 	var wg sync.WaitGroup
 	wg.Go(func() { d.store.Watch(ctx, d.opts.Client) })
+	if d.opts.OnSync != nil {
+		wg.Go(func() {
+			if d.waitSync(ctx) && sleep(ctx, time.Second) {
+				d.opts.OnSync()
+			}
+		})
+	}
 	if d.resolver != nil {
 		wg.Go(func() { d.resolver.Run(late) })
 	}
@@ -168,7 +178,6 @@ func (d *DNS) Run(ctx context.Context) error {
 		d.log.Info("DNS server is listening", "addrs", d.opts.Addrs)
 	}
 	d.listening.Store(true)
-	close(d.started)
 	wg.Go(func() { d.serveHTTP(late, web) })
 	<-ctx.Done()
 	d.listening.Store(false)
@@ -251,14 +260,8 @@ func (d *DNS) RunNode(ctx context.Context, n Node) error {
 	defer wg.Wait()
 	wg.Go(func() { s.Run(ctx) })
 	log.Info("DNS server is listening", "addrs", addrs)
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for !d.store.Synced() {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
+	if !d.waitSync(ctx) {
+		return nil
 	}
 	d.publish(ctx, n, port, log)
 	<-ctx.Done()
@@ -271,6 +274,26 @@ func (d *DNS) RunNode(ctx context.Context, n Node) error {
 	return nil
 }
 
+// waitSync waits for all names to arrive, and reports false if ctx ends before.
+func (d *DNS) waitSync(ctx context.Context) bool {
+	for !d.store.Synced() {
+		if !sleep(ctx, 20*time.Millisecond) {
+			return false
+		}
+	}
+	return true
+}
+
+// sleep waits, and reports false if ctx ends before.
+func sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
+}
+
 // publish tries until it succeeds or ctx ends.
 func (d *DNS) publish(ctx context.Context, n Node, port uint16, log *slog.Logger) {
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
@@ -279,11 +302,7 @@ func (d *DNS) publish(ctx context.Context, n Node, port uint16, log *slog.Logger
 			return
 		}
 		log.Warn("publish the DNS server's endpoints; trying again", "in", wait, "err", err)
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(wait):
-		}
+		sleep(ctx, wait)
 	}
 }
 

@@ -284,16 +284,16 @@ func (a *answer) endpoint(e *entry) {
 func (e *entry) has(addr netip.Addr) bool {
 	b := addr.AsSlice()
 	for _, sl := range e.slices {
-		if i := sl.index(b); i >= 0 && sl.host(i) == "" && e.ready(sl, i) {
+		if i := sl.index(b); i >= 0 && sl.host(i) == "" && e.counts(sl, i) {
 			return true
 		}
 	}
 	return false
 }
 
-// ready reports whether an endpoint counts: by itself, or because the Service
+// counts reports whether an endpoint counts: by itself, or because the Service
 // wants all.
-func (e *entry) ready(sl *slice, i int) bool {
+func (e *entry) counts(sl *slice, i int) bool {
 	return e.svc.has&publishNotReady != 0 || sl.ready(i)
 }
 

@@ -48,7 +48,8 @@ func (s *Store) applyService(old, new *service) {
 	}
 }
 
-func (s *Store) applySlice(old, new *slice) {
+// changed is when what caused the new state happened.
+func (s *Store) applySlice(old, new *slice, changed time.Time) {
 	if old != nil && old.service != "" && (new == nil || new.service != old.service) {
 		s.update(serviceKey(old.ns, old.service), func(e *entry) { e.slices = without(e.slices, old) })
 	}
@@ -68,9 +69,9 @@ func (s *Store) applySlice(old, new *slice) {
 		e.slices = append(without(e.slices, old), new)
 	})
 	s.rev.addSlice(new)
-	if s.opts.Programmed != nil && !new.changed.IsZero() && s.synced.Load() {
-		if e := s.shardOf([]byte(key)).m[key]; e != nil && e.svc != nil && e.svc.has&headless != 0 {
-			s.opts.Programmed(time.Since(new.changed))
+	if s.opts.Programmed != nil && !changed.IsZero() && s.synced.Load() {
+		if svc := s.service(new.ns, new.service); svc != nil && svc.has&headless != 0 {
+			s.opts.Programmed(time.Since(changed))
 		}
 	}
 }

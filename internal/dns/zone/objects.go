@@ -28,6 +28,7 @@ type head struct {
 type syncMeta struct {
 	resourceVersion string
 	annotations     map[string]string
+	changed         time.Time // when what caused this state of a slice happened; zero if it does not say
 }
 
 func newHead(o metav1.Object) head {
@@ -148,8 +149,6 @@ type slice struct {
 	// hosts has each endpoint's own hostname, lowercased, empty where it has
 	// none; nil when none has one.
 	hosts []string
-	// changed is when what caused this slice happened; zero if it does not say.
-	changed time.Time
 }
 
 func (s *slice) DeepCopyObject() runtime.Object { c := *s; return &c }
@@ -185,7 +184,7 @@ func newSlice(o *discoveryv1.EndpointSlice) *slice {
 		return s
 	}
 	if t, err := time.Parse(time.RFC3339Nano, o.Annotations[corev1.EndpointsLastChangeTriggerTime]); err == nil {
-		s.changed = t
+		s.sync.changed = t
 	}
 	for _, p := range o.Ports {
 		if p.Port == nil {

@@ -60,7 +60,7 @@ func (s *Store) pointers(addr netip.Addr, yield func(wire.Target) bool) bool {
 			continue
 		}
 		e := s.lookup([]byte(serviceKey(sl.ns, sl.service)))
-		if e == nil || e.svc == nil || e.svc.external != nil || !e.ready(sl, i) {
+		if e == nil || e.svc == nil || e.svc.external != nil || !e.counts(sl, i) {
 			continue
 		}
 		rank := 2

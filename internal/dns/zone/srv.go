@@ -57,7 +57,7 @@ func (e *entry) hasPort(name, proto []byte) bool {
 				continue
 			}
 			for j := range sl.len() {
-				if e.ready(sl, j) {
+				if e.counts(sl, j) {
 					return true
 				}
 			}
@@ -116,7 +116,7 @@ func (a *answer) endpointSRV(e *entry, name, proto, own []byte) {
 	var buf [64]byte
 	for _, sl := range e.slices {
 		for i := range sl.len() {
-			if !e.ready(sl, i) {
+			if !e.counts(sl, i) {
 				continue
 			}
 			label := sl.label(buf[:0], i)

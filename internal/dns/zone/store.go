@@ -99,12 +99,20 @@ type shard struct {
 type entry struct {
 	svc    *service // nil while only slices have come
 	slices []*slice
-	// v4 and v6 are a headless Service's ready addresses, each once.
+	*ready
+}
+
+// ready is what the slices say of endpoints that are ready.
+type ready struct {
+	// v4 and v6 are a headless Service's addresses, each once.
 	v4 [][4]byte
 	v6 [][16]byte
-	// hosts has the ready endpoints with a hostname of their own; nil if none has.
+	// hosts has the endpoints with a hostname of their own; nil if none has.
 	hosts map[string]*host
 }
+
+// noEndpoints is shared by all Services that have no names of endpoints.
+var noEndpoints ready
 
 // host is an endpoint name's addresses.
 type host struct {
@@ -172,7 +180,7 @@ func (s *Store) lookup(key []byte) *entry {
 func (s *Store) update(key string, change func(*entry)) {
 	sh := s.shardOf([]byte(key))
 	old := sh.m[key] // writers are alone, so reading takes no lock
-	e := &entry{}
+	e := &entry{ready: &noEndpoints}
 	if old != nil {
 		e.svc, e.slices = old.svc, old.slices
 	}
@@ -198,17 +206,21 @@ func (s *Store) touch() {
 
 // resolve works out what the slices say.
 func (e *entry) resolve() {
+	e.ready = &noEndpoints
 	if e.svc == nil || e.svc.external != nil {
 		return
 	}
-	all := e.svc.has&publishNotReady != 0
+	if e.svc.has&headless == 0 && !slices.ContainsFunc(e.slices, func(sl *slice) bool { return sl.hosts != nil }) {
+		return
+	}
+	e.ready = &ready{}
 	isHeadless := e.svc.has&headless != 0
 	for _, sl := range e.slices {
 		if !isHeadless && sl.hosts == nil {
 			continue
 		}
 		for i := range sl.len() {
-			if !all && !sl.ready(i) {
+			if !e.counts(sl, i) {
 				continue
 			}
 			name := sl.host(i)

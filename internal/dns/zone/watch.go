@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -184,12 +185,16 @@ func (s *Store) put(o any) error {
 	if h == nil {
 		return fmt.Errorf("cannot keep a %T", o)
 	}
+	var changed time.Time
+	if h.sync != nil {
+		changed = h.sync.changed
+	}
 	h.settle()
 	switch o := o.(type) {
 	case *service:
 		s.applyService(s.service(o.ns, o.name), o)
 	case *slice:
-		s.applySlice(s.slices[objectKey{o.ns, o.name}], o)
+		s.applySlice(s.slices[objectKey{o.ns, o.name}], o, changed)
 	case *namespace:
 		if !s.known[o.name] {
 			s.known[o.name] = true
@@ -229,7 +234,7 @@ func (s *Store) remove(o any) {
 		}
 	case *slice:
 		if old := s.slices[objectKey{o.ns, o.name}]; old != nil {
-			s.applySlice(old, nil)
+			s.applySlice(old, nil, time.Time{})
 		}
 	case *namespace:
 		if s.known[o.name] {
