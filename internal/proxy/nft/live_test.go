@@ -1,0 +1,206 @@
+package nft
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"fairway.dev/fairway/internal/proxy/state"
+)
+
+// traffic connects all the time, from two clients and with both families, until
+// stop is called, which returns how many connections there were. Any that
+// fails, fails the test.
+func (l *lab) traffic(t *testing.T, address ...string) (stop func() int64) {
+	var (
+		n    atomic.Int64
+		done = make(chan struct{})
+		wg   sync.WaitGroup
+	)
+	for _, h := range []int{0, 1} {
+		from := l.client
+		if h == 1 {
+			from = l.pods[0]
+		}
+		wg.Go(func() {
+			for i := 0; ; i++ {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				if _, _, err := l.ask(from, state.TCP, address[i%len(address)]); err != nil {
+					t.Errorf("connection %d to %s: %v", i, address[i%len(address)], err)
+					return
+				}
+				n.Add(1)
+			}
+		})
+	}
+	return func() int64 {
+		// Some connections at least after the last change.
+		for seen, deadline := n.Load(), time.Now().Add(patience); n.Load() < seen+20 && !t.Failed() && time.Now().Before(deadline); {
+			time.Sleep(5 * time.Millisecond)
+		}
+		close(done)
+		wg.Wait()
+		return n.Load()
+	}
+}
+
+// base are the Services that traffic is on, with a number of others around.
+func trafficServices(others int) []*state.Frontend {
+	fs := []*state.Frontend{clusterIP(state.TCP, "10.96.0.10:80", 1, 2, 3), clusterIP(state.TCP, "[fd00:96::10]:80", 1, 2, 3)}
+	for i := range others {
+		fs = append(fs, oneOfMany(i+1000, 3, 0))
+	}
+	return fs
+}
+
+var trafficAddresses = []string{"10.96.0.10:80", "[fd00:96::10]:80"}
+
+// A new process adopts the table of its predecessor; a newer build, whose
+// tables look different, replaces them; an older one the same. Not one
+// connection is refused.
+func TestRestartAndUpgradeUnderLoad(t *testing.T) {
+	l := newLab(t)
+	ctx := context.Background()
+	fs := trafficServices(2000)
+	facts := labFacts
+	facts.NodePortAddrs = prefixes("192.0.2.0/24", "2001:db8::/64") // a node elsewhere has no other address to put into rules
+	l.ok(l.p.Configure(ctx, facts))
+	l.replace(fs...)
+	stop := l.traffic(t, trafficAddresses...)
+	for i := range 20 {
+		l.p.Close()
+		l.p = l.programmer(Config{})
+		if i%4 >= 2 {
+			l.p.layout = "next"
+		}
+		l.ok(l.p.Configure(ctx, facts))
+		// While nobody ran, something changed.
+		fs = slices.Concat(fs[:2], fs[3:], []*state.Frontend{oneOfMany(5000+i, 2+i%3, 0)})
+		l.replace(fs...)
+		is, err := l.p.read()
+		l.ok(err)
+		for _, layout := range []string{"", "next"} {
+			if _, there := is.sets["services"+layout+"4"]; there != (layout == l.p.layout) {
+				t.Errorf("restart %d with layout %q: of layout %q there is a set: %v", i, l.p.layout, layout, there)
+			}
+		}
+	}
+	t.Logf("%d connections", stop())
+	_, scratch := bareNode(t)
+	scratch.layout = l.p.layout
+	l.ok(scratch.Configure(ctx, facts))
+	l.ok(scratch.Replace(ctx, slices.Values(fs)))
+	sameTable(t, "after the last restart", l.p, scratch)
+}
+
+// The sets grow while there is traffic through them.
+func TestGrowthUnderLoad(t *testing.T) {
+	l := newLab(t)
+	l.replace(trafficServices(0)...)
+	stop := l.traffic(t, trafficAddresses...)
+	grown := map[string]bool{}
+	for i := range 60 {
+		var set []*state.Frontend
+		for j := range 100 {
+			set = append(set, oneOfMany(1000+100*i+j, 2, 0))
+		}
+		l.apply(set)
+		grown[l.p.gens[0].sets[services].name] = true
+	}
+	t.Logf("%d connections, %d generations", stop(), len(grown))
+	if len(grown) < 3 {
+		t.Errorf("6,000 frontends, and only these generations: %v", slices.Collect(maps.Keys(grown)))
+	}
+	is, err := l.p.read()
+	l.ok(err)
+	n := 0
+	for name := range is.sets {
+		if plainName(name) == "services4" {
+			n++
+		}
+	}
+	if n != 1 {
+		t.Errorf("%d generations of services4 are left, want 1", n)
+	}
+}
+
+// Somebody deletes or edits the table: it is told, and Replace puts it right.
+func TestForeignChange(t *testing.T) {
+	each(t, func(t *testing.T, l *lab, a addresses) {
+		fs := []*state.Frontend{clusterIP(state.TCP, a.service+":80", 2)}
+		l.replace(fs...)
+		l.answers(l.pods[0], state.TCP, a.service+":80", "pod2", "")
+		l.ok(Cleanup(context.Background(), l.node.NS, ""))
+		awaitDrift(t, l.p)
+		l.replace(fs...)
+		l.answers(l.pods[0], state.TCP, a.service+":80", "pod2", "")
+
+		// One backend is sent elsewhere.
+		f := families[familyOf(fs[0].Key.Addr)]
+		v := l.programmer(Config{})
+		b := newBatch(v.table)
+		k := appendSlot(appendKey(nil, fs[0].Key), 0)
+		b.elems(true, "backends"+f.suffix, appendElem(nil, k, nil, 0), 1)
+		b.elems(false, "backends"+f.suffix, appendElem(nil, k, appendBackend(nil, podBackends(fs[0].Key, 3)[0], false), 0), 1)
+		l.ok(v.c.commit(b))
+		l.answers(l.pods[0], state.TCP, a.service+":80", "pod3", "")
+		awaitDrift(t, l.p)
+		l.replace(fs...)
+		l.answers(l.pods[0], state.TCP, a.service+":80", "pod2", "")
+
+		// What happens in another table is no concern of ours, nor what we do ourselves.
+		other := newBatch("somebody-elses")
+		other.newTable()
+		other.newChain(chainSpec{name: "x"})
+		l.ok(v.c.commit(other))
+		l.apply(fs)
+		select {
+		case <-l.p.Drift():
+			t.Error("drift is told for another's table")
+		case <-time.After(100 * time.Millisecond):
+		}
+		// Neither does Cleanup touch it.
+		l.ok(Cleanup(context.Background(), l.node.NS, ""))
+		l.ok(Cleanup(context.Background(), l.node.NS, ""))
+		other = newBatch("somebody-elses")
+		other.deleteTable()
+		l.ok(v.c.commit(other))
+	})
+}
+
+// A transaction fails: nothing of it is in force, and Replace recovers.
+func TestFailedTransaction(t *testing.T) {
+	each(t, func(t *testing.T, l *lab, a addresses) {
+		first := clusterIP(state.TCP, a.service+":80", 2)
+		second := clusterIP(state.TCP, a.service+":81", 3)
+		l.replace(first)
+		v := l.programmer(Config{})
+		b := newBatch(v.table)
+		f := families[familyOf(first.Key.Addr)]
+		b.elems(false, "services"+f.suffix, appendElem(nil, appendKey(nil, second.Key), record{class: class{9, flagServed}}.append(nil), 0), 1)
+		l.ok(v.c.commit(b))
+		err := l.p.Apply(context.Background(), state.Diff{Set: []*state.Frontend{second, clusterIP(state.TCP, a.service+":80", 3)}})
+		if !errors.Is(err, unix.EEXIST) {
+			t.Fatalf("got %v, want EEXIST", err)
+		}
+		t.Log(err)
+		l.answers(l.pods[0], state.TCP, a.service+":80", "pod2", "")
+		if err := l.p.Apply(context.Background(), state.Diff{}); err == nil {
+			t.Error("Apply after an error succeeded, want it to ask for Replace")
+		}
+		l.replace(first, second)
+		l.answers(l.pods[0], state.TCP, a.service+":80", "pod2", "")
+		l.answers(l.pods[0], state.TCP, a.service+":81", "pod3", "")
+	})
+}
