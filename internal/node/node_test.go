@@ -2,8 +2,10 @@ package node_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/netip"
 	"os"
@@ -11,11 +13,16 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/portforward"
+	"k8s.io/client-go/tools/remotecommand"
+	"k8s.io/client-go/transport/spdy"
 	"k8s.io/utils/ptr"
 
 	"fairway.dev/fairway/internal/apiserver"
@@ -283,4 +290,232 @@ func TestPods(t *testing.T) {
 		c.delete("ok")
 		c.gone("ok")
 	})
+}
+
+func TestKubelet(t *testing.T) {
+	if !testenv.Inside(t, nil) {
+		return
+	}
+	c := newCluster(t, 1)
+	c.pod("talker", v1.PodSpec{TerminationGracePeriodSeconds: ptr.To(int64(1)), Containers: []v1.Container{
+		{Name: "one", Command: sh("echo hello; echo oops >&2; exec python3 -m http.server 8080 --bind 127.0.0.1 --directory /etc"), Env: []v1.EnvVar{{Name: "A", Value: "b"}}},
+		{Name: "two", Command: sh("while read l; do echo got $l; done"), Stdin: true},
+		{Name: "three", Command: sh("n=0; while :; do n=$((n+1)); echo line $n; sleep 0.1; done")},
+	}})
+	c.until("talker", "ready", ready)
+
+	t.Run("logs", func(t *testing.T) {
+		c.eventually("log", func() error {
+			if got := c.logs("talker", v1.PodLogOptions{Container: "one"}); !strings.Contains(got, "hello\n") || !strings.Contains(got, "oops\n") {
+				return fmt.Errorf("log %q", got)
+			}
+			return nil
+		})
+		if got := c.logs("talker", v1.PodLogOptions{Container: "one", TailLines: ptr.To(int64(1))}); strings.Count(got, "\n") != 1 {
+			t.Errorf("one line asked for: %q", got)
+		}
+		stream, err := c.CoreV1().Pods("default").GetLogs("talker", &v1.PodLogOptions{Container: "three", Follow: true, Timestamps: true}).Stream(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer stream.Close()
+		buf, got := make([]byte, 1024), ""
+		for !strings.Contains(got, " line 3\n") {
+			n, err := stream.Read(buf)
+			if err != nil {
+				t.Fatalf("%v after %q", err, got)
+			}
+			got += string(buf[:n])
+		}
+		if _, err := time.Parse(time.RFC3339Nano, strings.Fields(got)[0]); err != nil {
+			t.Errorf("no timestamp: %v", err)
+		}
+	})
+	for _, protocol := range []string{"websocket", "SPDY"} {
+		t.Run("exec over "+protocol, func(t *testing.T) {
+			out, errOut, err := c.exec(protocol, "talker", "one", strings.NewReader("in"), sh("cat; hostname; echo $A; echo e >&2; exit 3"))
+			var exit interface{ ExitStatus() int }
+			if !errors.As(err, &exit) || exit.ExitStatus() != 3 {
+				t.Errorf("error %v, want exit status 3", err)
+			}
+			if out != "intalker\nb\n" || errOut != "e\n" {
+				t.Errorf("stdout %q, stderr %q", out, errOut)
+			}
+		})
+	}
+	t.Run("attach", func(t *testing.T) {
+		req := c.CoreV1().RESTClient().Post().Resource("pods").Namespace("default").Name("talker").SubResource("attach").
+			VersionedParams(&v1.PodAttachOptions{Container: "two", Stdin: true, Stdout: true}, scheme.ParameterCodec)
+		ex, err := remotecommand.NewWebSocketExecutor(c.admin, "GET", req.URL().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		defer cancel()
+		w := &until{want: "got word", found: cancel}
+		r, pw := io.Pipe()
+		go io.WriteString(pw, "word\n") //nolint:errcheck
+		ex.StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: r, Stdout: w}) //nolint:errcheck // ended by cancel
+		if !w.ok() {
+			t.Errorf("got %q", w.text())
+		}
+	})
+	t.Run("port-forward", func(t *testing.T) {
+		rt, up, err := spdy.RoundTripperFor(c.admin)
+		if err != nil {
+			t.Fatal(err)
+		}
+		url := c.CoreV1().RESTClient().Post().Resource("pods").Namespace("default").Name("talker").SubResource("portforward").URL()
+		stop, ready := make(chan struct{}), make(chan struct{})
+		defer close(stop)
+		pf, err := portforward.New(spdy.NewDialer(up, &http.Client{Transport: rt}, "POST", url), []string{"0:8080"}, stop, ready, io.Discard, os.Stderr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		go pf.ForwardPorts() //nolint:errcheck
+		<-ready
+		ports, err := pf.GetPorts()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.eventually("forwarded", func() error {
+			got, err := get(fmt.Sprintf("127.0.0.1:%d/passwd", ports[0].Local))
+			if err == nil && !strings.Contains(got, "root:") {
+				err = fmt.Errorf("got %q", got)
+			}
+			return err
+		})
+	})
+	t.Run("strangers stay out", func(t *testing.T) {
+		cfg, err := c.api.ClientConfig(apiserver.Identity{User: "mallory"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg.Host = "https://172.30.0.11:10250"
+		client, err := rest.HTTPClientFor(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := client.Get(cfg.Host + "/pods")
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Body.Close()
+		if r.StatusCode != http.StatusForbidden {
+			t.Errorf("status %d, want 403", r.StatusCode)
+		}
+	})
+}
+
+// exec runs a command in a container over one of kubectl's protocols.
+func (c *cluster) exec(protocol, pod, container string, in io.Reader, cmd []string) (stdout, stderr string, err error) {
+	c.t.Helper()
+	req := c.CoreV1().RESTClient().Post().Resource("pods").Namespace("default").Name(pod).SubResource("exec").
+		VersionedParams(&v1.PodExecOptions{Container: container, Command: cmd, Stdin: in != nil, Stdout: true, Stderr: true}, scheme.ParameterCodec)
+	var ex remotecommand.Executor
+	if protocol == "SPDY" {
+		ex, err = remotecommand.NewSPDYExecutor(c.admin, "POST", req.URL())
+	} else {
+		ex, err = remotecommand.NewWebSocketExecutor(c.admin, "GET", req.URL().String())
+	}
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(c.t.Context(), 30*time.Second)
+	defer cancel()
+	var out, errOut strings.Builder
+	err = ex.StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: in, Stdout: &out, Stderr: &errOut})
+	return out.String(), errOut.String(), err
+}
+
+// The process goes and a new one comes: running Pods notice nothing, and what
+// ended or was deleted meanwhile is seen to.
+func TestTakeOver(t *testing.T) {
+	if !testenv.Inside(t, nil) {
+		return
+	}
+	c := newCluster(t, 1)
+	loop := sh("n=0; while :; do n=$((n+1)); echo tick $n; sleep 0.05; done")
+	c.pod("stays", v1.PodSpec{Containers: []v1.Container{{Command: loop}}})
+	c.pod("leaves", v1.PodSpec{Containers: []v1.Container{{Command: loop}}})
+	c.pod("dies", v1.PodSpec{Containers: []v1.Container{{Command: sh("echo $$; exec sleep 1000")}}})
+	before := c.until("stays", "ready", ready)
+	c.until("leaves", "ready", ready)
+	c.until("dies", "ready", ready)
+	var pid int
+	c.eventually("the process number", func() error {
+		_, err := fmt.Sscan(c.logs("dies", v1.PodLogOptions{}), &pid)
+		return err
+	})
+	c.stop()
+	if err := c.CoreV1().Pods("default").Delete(t.Context(), "leaves", metav1.DeleteOptions{GracePeriodSeconds: ptr.To(int64(0))}); err != nil {
+		t.Fatal(err)
+	}
+	unix.Kill(pid, unix.SIGKILL) //nolint:errcheck
+	c.start()
+	c.until("dies", "restarted", func(p *v1.Pod) bool { return ready(p) && p.Status.ContainerStatuses[0].RestartCount == 1 })
+	after := c.until("stays", "ready", ready)
+	if a, b := before.Status.ContainerStatuses[0], after.Status.ContainerStatuses[0]; a.ContainerID != b.ContainerID || b.RestartCount != 0 || before.Status.PodIP != after.Status.PodIP {
+		t.Errorf("was %+v\nis  %+v", before.Status, after.Status)
+	}
+	c.eventually("the log goes on", func() error {
+		first := c.logs("stays", v1.PodLogOptions{TailLines: ptr.To(int64(1))})
+		time.Sleep(200 * time.Millisecond)
+		if second := c.logs("stays", v1.PodLogOptions{TailLines: ptr.To(int64(1))}); first == second || !strings.HasPrefix(second, "tick ") {
+			return fmt.Errorf("last line %q, then %q", first, second)
+		}
+		return nil
+	})
+	c.eventually("no namespace of the deleted Pod", func() error {
+		if l, _ := netns.List(c.opts.Prefix + "-p-"); len(l) != 2 {
+			return fmt.Errorf("namespaces %v", l)
+		}
+		return nil
+	})
+}
+
+func TestPower(t *testing.T) {
+	if !testenv.Inside(t, nil) {
+		return
+	}
+	c := newCluster(t, 2)
+	c.pod("p", v1.PodSpec{NodeName: "node-2", Containers: []v1.Container{{Command: sh("exec sleep 1000")}}})
+	p := c.until("p", "ready", ready)
+	power := func(p node.Power) {
+		t.Helper()
+		if err := node.SetPower(t.Context(), c, "node-2", p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	reach := func(want bool) {
+		t.Helper()
+		c.eventually(fmt.Sprintf("reachable: %t", want), func() error {
+			conn, err := net.DialTimeout("tcp", p.Status.PodIP+":1", 300*time.Millisecond)
+			if err == nil {
+				conn.Close()
+			}
+			// A refusal is an answer.
+			if got := errors.Is(err, unix.ECONNREFUSED); got != want {
+				return fmt.Errorf("dial: %v", err)
+			}
+			return nil
+		})
+	}
+	reach(true)
+	power(node.Cut)
+	reach(false)
+	power(node.On)
+	reach(true)
+	power(node.Off)
+	c.eventually("no namespaces", func() error {
+		if l, _ := netns.List(c.opts.Prefix + "-p-2-"); len(l) != 0 {
+			return fmt.Errorf("namespaces %v", l)
+		}
+		return nil
+	})
+	power(node.On)
+	again := c.until("p", "started again", func(q *v1.Pod) bool { return ready(q) && q.Status.ContainerStatuses[0].RestartCount == 1 })
+	if again.Status.PodIP == p.Status.PodIP {
+		t.Errorf("address %s was used again at once", p.Status.PodIP)
+	}
 }
