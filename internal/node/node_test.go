@@ -130,7 +130,7 @@ func (c *cluster) start() {
 func (c *cluster) eventually(what string, f func() error) {
 	c.t.Helper()
 	var err error
-	for deadline := time.Now().Add(60 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		if err = f(); err == nil {
 			return
 		}
@@ -298,7 +298,8 @@ func TestKubelet(t *testing.T) {
 	}
 	c := newCluster(t, 1)
 	c.pod("talker", v1.PodSpec{TerminationGracePeriodSeconds: ptr.To(int64(1)), Containers: []v1.Container{
-		{Name: "one", Command: sh("echo hello; echo oops >&2; exec python3 -m http.server 8080 --bind 127.0.0.1 --directory /etc"), Env: []v1.EnvVar{{Name: "A", Value: "b"}}},
+		{Name: "one", Command: sh("echo hello; echo oops >&2; exec python3 -m http.server 8080 --bind 0.0.0.0 --directory /etc"), Env: []v1.EnvVar{{Name: "A", Value: "b"}},
+			ReadinessProbe: &v1.Probe{ProbeHandler: v1.ProbeHandler{TCPSocket: &v1.TCPSocketAction{Port: portOf(8080)}}}},
 		{Name: "two", Command: sh("while read l; do echo got $l; done"), Stdin: true},
 		{Name: "three", Command: sh("n=0; while :; do n=$((n+1)); echo line $n; sleep 0.1; done")},
 	}})
@@ -354,7 +355,7 @@ func TestKubelet(t *testing.T) {
 		defer cancel()
 		w := &until{want: "got word", found: cancel}
 		r, pw := io.Pipe()
-		go io.WriteString(pw, "word\n") //nolint:errcheck
+		go io.WriteString(pw, "word\n")                                             //nolint:errcheck
 		ex.StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: r, Stdout: w}) //nolint:errcheck // ended by cancel
 		if !w.ok() {
 			t.Errorf("got %q", w.text())
@@ -372,7 +373,11 @@ func TestKubelet(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		go pf.ForwardPorts() //nolint:errcheck
+		go func() {
+			if err := pf.ForwardPorts(); err != nil {
+				t.Errorf("forward ports: %v", err)
+			}
+		}()
 		<-ready
 		ports, err := pf.GetPorts()
 		if err != nil {
@@ -438,14 +443,17 @@ func TestTakeOver(t *testing.T) {
 	loop := sh("n=0; while :; do n=$((n+1)); echo tick $n; sleep 0.05; done")
 	c.pod("stays", v1.PodSpec{Containers: []v1.Container{{Command: loop}}})
 	c.pod("leaves", v1.PodSpec{Containers: []v1.Container{{Command: loop}}})
-	c.pod("dies", v1.PodSpec{Containers: []v1.Container{{Command: sh("echo $$; exec sleep 1000")}}})
+	c.pod("dies", v1.PodSpec{Containers: []v1.Container{{Command: sh("echo $$$$; exec sleep 1000")}}})
 	before := c.until("stays", "ready", ready)
 	c.until("leaves", "ready", ready)
 	c.until("dies", "ready", ready)
 	var pid int
 	c.eventually("the process number", func() error {
-		_, err := fmt.Sscan(c.logs("dies", v1.PodLogOptions{}), &pid)
-		return err
+		log := c.logs("dies", v1.PodLogOptions{})
+		if _, err := fmt.Sscan(log, &pid); err != nil {
+			return fmt.Errorf("log %q: %w", log, err)
+		}
+		return nil
 	})
 	c.stop()
 	if err := c.CoreV1().Pods("default").Delete(t.Context(), "leaves", metav1.DeleteOptions{GracePeriodSeconds: ptr.To(int64(0))}); err != nil {

@@ -2,13 +2,16 @@ package server
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"net/http"
+	"net/url"
+	"strconv"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes/scheme"
 	internalapi "k8s.io/cri-api/pkg/apis"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	crilogs "k8s.io/cri-client/pkg/logs"
@@ -17,12 +20,11 @@ import (
 )
 
 func (s *Server) logs(w http.ResponseWriter, r *http.Request) {
-	opts := &v1.PodLogOptions{}
-	if err := scheme.ParameterCodec.DecodeParameters(r.URL.Query(), v1.SchemeGroupVersion, opts); err != nil {
-		http.Error(w, "query: "+err.Error(), http.StatusBadRequest)
+	opts, err := parseLogOptions(r.URL.Query())
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	opts.TypeMeta = metav1.TypeMeta{}
 	namespace, pod, name := r.PathValue("namespace"), r.PathValue("pod"), r.PathValue("container")
 	h, err := s.Pods.Container(namespace, pod, name)
 	if err != nil {
@@ -74,6 +76,47 @@ func logOptions(o *v1.PodLogOptions) *crilogs.LogOptions {
 		out.Since = time.Now().Add(-time.Duration(*o.SinceSeconds) * time.Second)
 	}
 	return out
+}
+
+// parseLogOptions reads the query of a request for a log: the fields of
+// v1.PodLogOptions by their JSON names.
+func parseLogOptions(q url.Values) (*v1.PodLogOptions, error) {
+	o := &v1.PodLogOptions{}
+	var errs []error
+	number := func(name string) *int64 {
+		s := q.Get(name)
+		if s == "" {
+			return nil
+		}
+		n, err := strconv.ParseInt(s, 10, 64)
+		if err != nil || n < 0 {
+			errs = append(errs, fmt.Errorf("%s: %q is not a number from 0", name, s))
+			return nil
+		}
+		return &n
+	}
+	flag := func(name string) bool {
+		s := q.Get(name)
+		b, err := strconv.ParseBool(s)
+		if s != "" && err != nil {
+			errs = append(errs, fmt.Errorf("%s: %q is neither true nor false", name, s))
+		}
+		return b
+	}
+	o.Follow, o.Previous, o.Timestamps = flag("follow"), flag("previous"), flag("timestamps")
+	o.SinceSeconds, o.LimitBytes, o.TailLines = number("sinceSeconds"), number("limitBytes"), number("tailLines")
+	if s := q.Get("sinceTime"); s != "" {
+		t, err := time.Parse(time.RFC3339, s)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("sinceTime: %w", err))
+		}
+		since := metav1.NewTime(t)
+		o.SinceTime = &since
+	}
+	if s := q.Get("stream"); s != "" {
+		o.Stream = &s
+	}
+	return o, errors.Join(errs...)
 }
 
 // aliveness answers the one question that following a log asks.
