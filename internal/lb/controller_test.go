@@ -181,6 +181,7 @@ func TestAgainstAPI(t *testing.T) {
 		{"lives", testLives},
 		{"definition refuses nonsense", testDefinition},
 		{"node addresses", testNodeAddresses},
+		{"end to end", testEndToEnd},
 		{"ten thousand", testTenThousand},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
