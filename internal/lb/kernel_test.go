@@ -17,6 +17,7 @@ import (
 
 	"fairway.dev/fairway/internal/announce"
 	"fairway.dev/fairway/internal/apiserver"
+	"fairway.dev/fairway/internal/lb"
 	"fairway.dev/fairway/internal/lb/status"
 	"fairway.dev/fairway/internal/proxy"
 	"fairway.dev/fairway/internal/proxy/nft"
@@ -74,7 +75,7 @@ func newLAN(t *testing.T, w *world) *lan {
 		t.Fatal(err)
 	}
 	part("source", src.Run)
-	shared, err := announce.NewShared(apitest.Config(t, w.server, apiserver.LB()), w.logger)
+	shared, err := announce.NewShared(w.as("fairway-announcer"), w.logger)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -230,8 +231,9 @@ func local(s *corev1.Service) {
 
 // testEndToEnd has a client on the LAN use Services by the addresses they get.
 func testEndToEnd(t *testing.T, w *world) {
+	w.manifest()
 	l := newLAN(t, w)
-	w.controller()
+	w.controller(func(o *lb.Options) { o.Config, o.InstallCRDs = w.as("fairway-lb"), true })
 	w.pool("lan", ranges("192.0.2.200-192.0.2.220", "fd00:2::c8-fd00:2::ff"))
 
 	// Any node, both families, no node ports, no route on the client.
