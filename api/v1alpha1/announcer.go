@@ -30,11 +30,15 @@ type AnnouncerStatus struct {
 	// RenewTime is when the node last wrote this. A running node renews it every
 	// 30 s at least.
 	RenewTime metav1.MicroTime `json:"renewTime,omitempty"`
-	// Phase is Joining (listening for the others), Ready or Stopped.
+	// Phase is Joining (listening for the others), Ready, NoLink (it has no link
+	// to announce on) or Stopped.
 	Phase string `json:"phase,omitempty"`
 	// Live are the nodes, this one included, that this node takes for able to
 	// announce.
 	Live []string `json:"live"`
+	// Mute are those of them that it does not hear: their heartbeats are held up
+	// somewhere, though the API server has news of them.
+	Mute []string `json:"mute"`
 	// AddressCount is how many addresses the node announces.
 	AddressCount int64 `json:"addressCount"`
 	// Addresses are these addresses; at most 5,000 are listed.

@@ -127,6 +127,11 @@ func (in *AnnouncerStatus) DeepCopyInto(out *AnnouncerStatus) {
 		*out = make([]string, len(*in))
 		copy(*out, *in)
 	}
+	if in.Mute != nil {
+		in, out := &in.Mute, &out.Mute
+		*out = make([]string, len(*in))
+		copy(*out, *in)
+	}
 	if in.Addresses != nil {
 		in, out := &in.Addresses, &out.Addresses
 		*out = make([]AnnouncedAddress, len(*in))

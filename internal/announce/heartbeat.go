@@ -70,7 +70,7 @@ func decode(data, key []byte) (beat, error) {
 		Seq:         binary.BigEndian.Uint64(rest[9:]),
 		Node:        string(data[len(magic)+fixed : n]),
 	}
-	if b.Phase < joining || b.Phase > leaving {
+	if b.Phase < joining || b.Phase > idle {
 		return beat{}, fmt.Errorf("heartbeat with unknown phase %d", b.Phase)
 	}
 	return b, nil

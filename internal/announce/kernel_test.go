@@ -38,7 +38,7 @@ const vip4, vip6 = "192.0.2.200", "fd00:2::c8"
 func newLAN(t *testing.T, nodes int) *lan {
 	testenv.RequireRoot(t)
 	l := &lan{t: t, client: testenv.NewHost(t, "client")}
-	l.shared = &Shared{synced: make(chan struct{}), plan: newPlan(), subs: map[*subscription]struct{}{}}
+	l.shared = &Shared{synced: make(chan struct{}), plan: newPlan(), signs: map[string]sign{}, subs: map[*subscription]struct{}{}}
 	close(l.shared.synced)
 	l.client.AddBridge(t, "br0")
 	l.client.AddAddr(t, "br0", "192.0.2.1/24")

@@ -20,7 +20,7 @@ type link struct {
 }
 
 // linksOf lists the Ethernet-like links of a namespace (nil: this one) that are
-// up.
+// up and have a carrier.
 func linksOf(ns *netns.NS) ([]link, error) {
 	var out []link
 	list := func() error {
@@ -39,7 +39,7 @@ func linksOf(ns *netns.NS) ([]link, error) {
 		}
 		for _, l := range all {
 			a := l.Attrs()
-			if a.Flags&net.FlagUp == 0 || a.Flags&net.FlagLoopback != 0 || a.Flags&net.FlagBroadcast == 0 || len(a.HardwareAddr) != 6 {
+			if a.Flags&net.FlagUp == 0 || a.Flags&net.FlagRunning == 0 && a.OperState != netlink.OperUnknown || a.Flags&net.FlagLoopback != 0 || a.Flags&net.FlagBroadcast == 0 || len(a.HardwareAddr) != 6 {
 				continue
 			}
 			x := link{

@@ -14,6 +14,7 @@ const (
 	joining phase = iota + 1 // listens to learn who is there; announces nothing
 	ready
 	leaving // stops in good order; the others take over at once
+	idle    // has no link to announce on
 )
 
 // String is the phase as an Announcer's status has it.
@@ -23,6 +24,8 @@ func (p phase) String() string {
 		return "Joining"
 	case ready:
 		return "Ready"
+	case idle:
+		return "NoLink"
 	}
 	return "Stopped"
 }
@@ -30,6 +33,15 @@ func (p phase) String() string {
 // timing is how often heartbeats are sent and how long silence is taken for
 // life.
 type timing struct{ interval, silence time.Duration }
+
+const (
+	// vouchAfter is how long after its last heartbeat an announcer must still
+	// have written its Announcer object for that to count: not what it wrote
+	// just before it died.
+	vouchAfter = 5 * time.Second
+	// vouchFor is how long a renewal counts; they come every 30 s.
+	vouchFor = 75 * time.Second
+)
 
 // timingFor keeps the number of packets a node sends and receives in bounds:
 // 4 a second for each peer in small clusters, 2.5 in large ones.
@@ -56,6 +68,8 @@ type peer struct {
 	addrs       []netip.Addr
 	last        time.Time // last heard
 	heard       bool
+	mute        bool // alive by the API server's account, though not heard
+	vouched     time.Time
 	phase       phase
 	incarnation uint64
 	seq         uint64
@@ -103,6 +117,7 @@ func (m *members) heard(b beat, now time.Time) (joined, left, greet bool) {
 		return false, false, false // overtaken by a later one
 	}
 	greet = b.Phase == joining && (b.Incarnation > p.incarnation || !p.heard)
+	p.mute = false
 	p.incarnation, p.seq, p.phase, p.last, p.heard = b.Incarnation, b.Seq, b.Phase, now, true
 	_, was := m.alive[b.Node]
 	switch is := b.Phase == ready; {
@@ -116,9 +131,57 @@ func (m *members) heard(b beat, now time.Time) (joined, left, greet bool) {
 	return false, false, greet
 }
 
-// tick lets time pass. It returns who has been silent for too long, and whether
-// this node has just become ready.
-func (m *members) tick(now time.Time) (dead []string, becameReady bool) {
+// vouch says that the API server has just shown a sign of life of a node's
+// announcer, which says that it is ready or not. Where heartbeats do not get
+// through (a firewall), this keeps two nodes from answering for ever: the one
+// that is not heard is taken for alive again.
+func (m *members) vouch(node string, isReady bool, now time.Time) {
+	if p := m.peers[node]; p != nil {
+		p.vouched = time.Time{}
+		if isReady {
+			p.vouched = now
+		}
+	}
+}
+
+// vouched says whether a peer that is not heard is alive nevertheless.
+func (m *members) vouched(p *peer, now time.Time) bool {
+	last := p.last
+	if last.Before(m.started) {
+		last = m.started
+	}
+	return p.vouched.Sub(last) > vouchAfter && now.Sub(p.vouched) < vouchFor
+}
+
+// setUsable says whether this node has links to announce on. One that has none
+// leaves announcing to the others, and joins anew when it has.
+func (m *members) setUsable(usable bool, now time.Time) (changed bool) {
+	switch {
+	case !usable && (m.phase == ready || m.phase == joining):
+		m.phase = idle
+		delete(m.alive, m.self)
+		return true
+	case usable && m.phase == idle:
+		m.phase, m.started = joining, now
+		return true
+	}
+	return false
+}
+
+// mutes are the nodes that are alive though they are not heard, sorted.
+func (m *members) mutes() (names []string) {
+	for name, p := range m.peers {
+		if p.mute {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// tick lets time pass. It returns who has been silent for too long, who is
+// alive though not heard, and whether this node has just become ready.
+func (m *members) tick(now time.Time) (dead, mute []string, becameReady bool) {
 	t := m.timing()
 	if gap := now.Sub(m.lastTick); gap > 2*t.interval {
 		// It is this process that stood still: what it did not hear says nothing
@@ -131,10 +194,16 @@ func (m *members) tick(now time.Time) (dead []string, becameReady bool) {
 	allHeard := true
 	for name, p := range m.peers {
 		if now.Sub(p.last) > t.silence {
-			if _, ok := m.alive[name]; ok {
+			_, alive := m.alive[name]
+			switch vouched := m.vouched(p, now); {
+			case alive && !vouched:
 				delete(m.alive, name)
 				dead = append(dead, name)
+			case !alive && vouched:
+				m.alive[name] = struct{}{}
+				mute = append(mute, name)
 			}
+			_, p.mute = m.alive[name]
 			p.heard = false
 		}
 		allHeard = allHeard && p.heard
@@ -143,9 +212,9 @@ func (m *members) tick(now time.Time) (dead []string, becameReady bool) {
 	if m.phase == joining && (allHeard || now.Sub(m.started) > t.silence) {
 		m.phase = ready
 		m.alive[m.self] = struct{}{}
-		return dead, true
+		return dead, mute, true
 	}
-	return dead, false
+	return dead, mute, false
 }
 
 // leave ends this node's part.

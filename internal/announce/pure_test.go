@@ -98,7 +98,7 @@ func TestMembers(t *testing.T) {
 			for _, n := range beating {
 				hear(n, ready, 1)
 			}
-			dd, b := m.tick(now)
+			dd, _, b := m.tick(now)
 			dead, became = append(dead, dd...), became || b
 		}
 		return dead, became
@@ -126,11 +126,35 @@ func TestMembers(t *testing.T) {
 	}
 	// This process stands still for ten seconds: nobody dies of that.
 	now = now.Add(10 * time.Second)
-	if dead, _ := m.tick(now); len(dead) != 0 {
+	if dead, _, _ := m.tick(now); len(dead) != 0 {
 		t.Errorf("%v died of our own standing still", dead)
 	}
 	if dead, _ := run(5*time.Second, "b"); len(dead) != 0 {
 		t.Errorf("%v dead", dead)
+	}
+	// c is not heard, and the API server has news of it again and again: its
+	// heartbeats must be held up somewhere.
+	m.vouch("c", true, now)
+	if _, mute, _ := m.tick(now); !slices.Equal(mute, []string{"c"}) || !slices.Equal(m.mutes(), mute) {
+		t.Errorf("mute: %v, want c", mute)
+	}
+	if dead, _ := run(80*time.Second, "b"); !slices.Equal(dead, []string{"c"}) {
+		t.Errorf("dead: %v, want c, of which there is no news any more", dead)
+	}
+	// No link, and one again.
+	if !m.setUsable(false, now) || m.phase != idle || slices.Contains(m.names(), "a") {
+		t.Error("alive without a link")
+	}
+	m.setUsable(true, now)
+	if _, became := run(2*time.Second, "b"); !became {
+		t.Error("not ready again")
+	}
+	// What a node wrote before it died does not count.
+	hear("c", ready, 1)
+	now = now.Add(m.timing().interval)
+	m.vouch("c", true, now)
+	if dead, _ := run(3*time.Second, "b"); !slices.Equal(dead, []string{"c"}) {
+		t.Errorf("dead: %v, want c", dead)
 	}
 	// It leaves; a beat from before arrives late.
 	if _, left, _ := m.heard(beat{"b", leaving, 1, seq + 10}, now); !left {

@@ -37,6 +37,7 @@ type report struct {
 func (s *speaker) report() report {
 	st := v1alpha1.AnnouncerStatus{
 		Phase: s.members.phase.String(), Live: append([]string{}, s.members.names()...), AddressCount: int64(len(s.claims)),
+		Mute:      append([]string{}, s.members.mutes()...),
 		Addresses: []v1alpha1.AnnouncedAddress{},
 	}
 	addrs := slices.SortedFunc(maps.Keys(s.claims), netip.Addr.Compare)

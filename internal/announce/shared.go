@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -30,9 +31,17 @@ type Shared struct {
 
 	synced chan struct{} // closed once the plan is complete
 
-	mu   sync.Mutex
-	plan *plan
-	subs map[*subscription]struct{}
+	mu    sync.Mutex
+	plan  *plan
+	signs map[string]sign // of nodes, as their Announcers show
+	subs  map[*subscription]struct{}
+}
+
+// sign is a sign of life that a node's announcer gave by way of the API server.
+type sign struct {
+	renewed time.Time // by the node's clock
+	seen    time.Time // by ours; zero for what was there when we began to watch
+	ready   bool
 }
 
 // subscription is one announcer's view of what changes.
@@ -45,8 +54,8 @@ type subscription struct {
 }
 
 // NewShared makes what announcers share; Run it. The configuration needs the
-// rights to read services, nodes, endpointslices and ippools and to write
-// announcers.
+// rights to read services, nodes, endpointslices, ippools and announcers, and to
+// write announcers.
 func NewShared(config *rest.Config, logger *slog.Logger) (*Shared, error) {
 	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
@@ -58,7 +67,7 @@ func NewShared(config *rest.Config, logger *slog.Logger) (*Shared, error) {
 	}
 	return &Shared{
 		client: client, fairway: fairway, logger: logger,
-		synced: make(chan struct{}), plan: newPlan(), subs: map[*subscription]struct{}{},
+		synced: make(chan struct{}), plan: newPlan(), signs: map[string]sign{}, subs: map[*subscription]struct{}{},
 	}, nil
 }
 
@@ -145,11 +154,30 @@ func (s *Shared) Run(ctx context.Context) error {
 		}
 		s.update(func(p *plan) ([]netip.Addr, bool) { return p.setPools(facts), false })
 	}
+	announcers := s.fairway.AnnouncerInformer()
+	onAnnouncer := func(obj any, gone bool) {
+		a, ok := obj.(*v1alpha1.Announcer)
+		if !ok {
+			return
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if gone {
+			delete(s.signs, a.Name)
+			return
+		}
+		old, known := s.signs[a.Name]
+		now := sign{renewed: a.Status.RenewTime.Time, seen: old.seen, ready: a.Status.Phase == ready.String()}
+		if known && now.renewed.After(old.renewed) {
+			now.seen = time.Now()
+		}
+		s.signs[a.Name] = now
+	}
 	var regs []cache.ResourceEventHandlerRegistration
 	for _, w := range []struct {
 		informer cache.SharedIndexInformer
 		handle   func(obj any, gone bool)
-	}{{nodes, onNode}, {pools, onPool}, {endpoints, onSlice}, {services, onService}} {
+	}{{nodes, onNode}, {pools, onPool}, {endpoints, onSlice}, {services, onService}, {announcers, onAnnouncer}} {
 		reg, err := w.informer.AddEventHandler(handler(w.handle))
 		if err != nil {
 			return fmt.Errorf("announce: %w", err)
@@ -159,6 +187,7 @@ func (s *Shared) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { pools.RunWithContext(ctx) })
+	wg.Go(func() { announcers.RunWithContext(ctx) })
 	factory.Start(ctx.Done())
 	defer factory.Shutdown()
 	for _, reg := range regs {
@@ -209,6 +238,15 @@ func (s *Shared) update(f func(*plan) (changed []netip.Addr, nodes bool)) {
 		case sub.C <- struct{}{}:
 		default:
 		}
+	}
+}
+
+// vouch tells one announcer's members of the signs of life of the others.
+func (s *Shared) vouch(m *members) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for name, g := range s.signs {
+		m.vouch(name, g.ready && !g.seen.IsZero(), g.seen)
 	}
 }
 

@@ -112,7 +112,7 @@ func (s *speaker) run(ctx context.Context) error {
 
 	tick := time.NewTicker(s.members.timing().interval / 2)
 	defer tick.Stop()
-	var sent time.Time
+	var sent, vouched time.Time
 	for {
 		var again <-chan time.Time
 		if len(s.repeating) > 0 {
@@ -134,7 +134,11 @@ func (s *speaker) run(ctx context.Context) error {
 			s.hear(r)
 		case now := <-tick.C:
 			// Nodes become ready by time alone, and die by it.
-			dead, became := s.members.tick(now)
+			if now.Sub(vouched) > time.Second {
+				s.Shared.vouch(s.members)
+				vouched = now
+			}
+			dead, mute, became := s.members.tick(now)
 			s.tune(ctx)
 			switch {
 			case became:
@@ -150,6 +154,10 @@ func (s *speaker) run(ctx context.Context) error {
 				s.logger.Warn("nodes fell silent, taking their addresses over", "nodes", dead)
 				s.lost(dead)
 			}
+			for _, n := range mute {
+				s.logger.Warn("node is alive by the API server's account, and its heartbeats do not get through: is its UDP port blocked?", "peer", n, "port", s.Port)
+				s.joined(n)
+			}
 		case <-again:
 			s.repeat()
 		case _, ok := <-linkEvents:
@@ -162,6 +170,7 @@ func (s *speaker) run(ctx context.Context) error {
 				continue
 			}
 			s.claimAll()
+			s.checkUsable()
 		}
 		if s.dirty {
 			s.dirty = false
@@ -274,6 +283,30 @@ func (s *speaker) setEntries(entries map[netip.Addr]*Entry) {
 		s.entries[a] = e
 		s.elect(a, elect(a, e.Nodes, s.members.alive))
 	}
+	if s.members.phase != leaving {
+		s.checkUsable()
+	}
+}
+
+// checkUsable leaves announcing to others while this node has no link for any
+// address.
+func (s *speaker) checkUsable() {
+	eligible, fits := false, false // not being eligible for anything is no reason
+	for a, e := range s.entries {
+		if _, ok := e.Nodes[s.NodeName]; !ok {
+			continue
+		}
+		eligible = true
+		if fits = len(choose(s.links, e.Interfaces, a, s.nodes[s.NodeName].addrs)) > 0; fits {
+			break
+		}
+	}
+	if !s.members.setUsable(fits || !eligible, time.Now()) {
+		return
+	}
+	s.logger.Info("links to announce on have changed", "phase", s.members.phase)
+	s.beat()
+	s.electAll()
 }
 
 // electAll elects for every address.

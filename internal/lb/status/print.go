@@ -102,6 +102,9 @@ func (r *Report) Table(p *console.Printer, now time.Time) {
 	p.Printf("\nNodes\n")
 	rows = nil
 	for _, x := range r.Nodes {
+		if len(x.Deaf) > 0 {
+			x.Hears = append(x.Hears, "not "+strings.Join(x.Deaf, ",")+" (heartbeats blocked?)")
+		}
 		rows = append(rows, []string{x.Name, x.Phase, strconv.FormatInt(x.Announces, 10), strings.Join(x.Hears, ","), age(x.Renewed)})
 	}
 	table(p, []string{"NODE", "PHASE", "ANNOUNCES", "HEARS", "RENEWED"}, rows, "No announcer has run.")

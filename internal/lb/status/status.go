@@ -76,11 +76,13 @@ type Pending struct {
 
 // Node is an announcer.
 type Node struct {
-	Name      string    `json:"name"`
-	Phase     string    `json:"phase"` // Joining, Ready, Stopped, or Silent
-	Announces int64     `json:"announces"`
-	Hears     []string  `json:"hears"`
-	Renewed   time.Time `json:"renewed"`
+	Name      string   `json:"name"`
+	Phase     string   `json:"phase"` // Joining, Ready, NoLink, Stopped, or Silent
+	Announces int64    `json:"announces"`
+	Hears     []string `json:"hears"`
+	// Deaf are nodes that live, and whose heartbeats do not reach this one.
+	Deaf    []string  `json:"doesNotHear,omitempty"`
+	Renewed time.Time `json:"renewed"`
 }
 
 // Collect reads how everything is at the moment now.
@@ -109,9 +111,9 @@ func build(pools []v1alpha1.IPPool, announcers []v1alpha1.Announcer, services []
 	claims := map[string][]claim{}
 	for i := range announcers {
 		a := &announcers[i]
-		n := Node{Name: a.Name, Phase: cmp.Or(a.Status.Phase, "Joining"), Announces: a.Status.AddressCount, Hears: []string{}, Renewed: a.Status.RenewTime.Time}
+		n := Node{Name: a.Name, Phase: cmp.Or(a.Status.Phase, "Joining"), Announces: a.Status.AddressCount, Hears: []string{}, Deaf: a.Status.Mute, Renewed: a.Status.RenewTime.Time}
 		for _, peer := range a.Status.Live {
-			if peer != a.Name {
+			if peer != a.Name && !slices.Contains(a.Status.Mute, peer) {
 				n.Hears = append(n.Hears, peer)
 			}
 		}
@@ -214,8 +216,14 @@ func explain(a *Address, svc *corev1.Service, pools []v1alpha1.IPPool, announcer
 		a.Via, a.Why = "none", "announcement is None: somebody else routes it"
 		return
 	}
-	// Whoever took it last is right; others count only if it hears them.
-	slices.SortFunc(claims, func(x, y claim) int { return y.entry.Since.Compare(x.entry.Since.Time) })
+	// Whoever took it last is right, before those without a link for it; others
+	// count only if it hears them.
+	slices.SortFunc(claims, func(x, y claim) int {
+		if a, b := len(x.entry.Links) > 0, len(y.entry.Links) > 0; a != b {
+			return map[bool]int{true: -1, false: 1}[a]
+		}
+		return y.entry.Since.Compare(x.entry.Since.Time)
+	})
 	if len(claims) > 0 {
 		c := claims[0]
 		since := c.entry.Since.Time
