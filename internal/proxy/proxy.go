@@ -26,6 +26,9 @@ type Proxy struct {
 	metrics *metrics
 	flows   *flows
 	synced  chan struct{}
+
+	barriers chan chan struct{}
+	stopped  chan struct{} // closed when Run has ended
 }
 
 // New checks a Config and returns its proxy.
@@ -42,7 +45,8 @@ func New(cfg Config) (*Proxy, error) {
 	p := &Proxy{
 		cfg: cfg, log: cfg.Logger, metrics: newMetrics(),
 		health: health.NewProxy(cfg.HealthTimeout, families...),
-		synced: make(chan struct{}),
+		synced:   make(chan struct{}),
+		barriers: make(chan chan struct{}), stopped: make(chan struct{}),
 	}
 	p.flows = newFlows(conntrack.New(cfg.NetNS), p.log, p.metrics)
 	return p, nil
@@ -59,11 +63,12 @@ const (
 	driftPace = time.Second
 )
 
-// Run works until ctx ends and returns when everything it started has stopped.
+// Run works, once, until ctx ends and returns when everything it started has stopped.
 // What is programmed stays in the kernel: traffic goes on. Run does not close
 // the Programmer. It fails only if a server address cannot be had and the
 // Config says that this is fatal.
 func (p *Proxy) Run(ctx context.Context) error {
+	defer close(p.stopped)
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -145,6 +150,7 @@ type pending struct {
 	health   []state.HealthCheck
 	stale    []state.Stale
 	triggers []trigger
+	barriers []chan struct{}
 }
 
 // trigger is when a change happened, for the metric of how long it took.
@@ -166,6 +172,12 @@ func (l *loop) run(ctx context.Context, sub *source.Subscription) {
 			if l.retry > 0 {
 				continue // the retry takes it along
 			}
+		case b := <-l.barriers:
+			l.pending.barriers = append(l.pending.barriers, b)
+			if !l.factsSet || l.retry > 0 {
+				continue // the first sync, or the retry, takes it along
+			}
+			l.take(sub.Take())
 		case <-l.cfg.Programmer.Drift():
 			if !l.first {
 				continue // the first sync looks at everything anyhow
@@ -315,6 +327,9 @@ func (l *loop) done(start time.Time, full bool, d *state.Diff) {
 		l.flows.reconcile(l.table.Serving())
 	}
 	l.flows.add(l.pending.stale)
+	for _, b := range l.pending.barriers {
+		close(b)
+	}
 	l.pending = pending{}
 }
 

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
 
@@ -48,6 +49,7 @@ func (s *system) startNodes(ctx context.Context) (string, error) {
 		return "", err
 	}
 	o.Control = control
+	o.Unrouted = s.unrouted
 	if !s.opts.Host {
 		o.APIFromNodes = fmt.Sprintf("https://%s", netip.AddrPortFrom(s.gateways()[0], uint16(s.opts.APIPort)))
 	}
@@ -139,6 +141,8 @@ func (s *system) runProxy(ctx context.Context, h node.Handle, planes *countdown)
 	if err != nil {
 		return err
 	}
+	s.planes.add(p)
+	defer s.planes.remove(p)
 	go func() {
 		select {
 		case <-p.Synced():
@@ -147,6 +151,71 @@ func (s *system) runProxy(ctx context.Context, h node.Handle, planes *countdown)
 		}
 	}()
 	return p.Run(ctx)
+}
+
+// unroutedLimit bounds how long the end of a Pod waits for data planes: one
+// that cannot be programmed, or an endpoint that somebody lists by hand, must
+// not keep a Pod alive.
+const unroutedLimit = 2 * time.Second
+
+// unrouted returns when no data plane sends new connections to a Pod any more,
+// given that the API lists it nowhere as ready.
+func (s *system) unrouted(ctx context.Context, pod *corev1.Pod) error {
+	ctx, cancel := context.WithTimeout(ctx, unroutedLimit)
+	defer cancel()
+	var addrs []netip.Addr
+	for _, ip := range pod.Status.PodIPs {
+		if a, err := netip.ParseAddr(ip.IP); err == nil {
+			addrs = append(addrs, a)
+		}
+	}
+	// The data planes' watch is not the one that the caller looked at.
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for s.source.ListsReady(pod.Namespace, addrs...) {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			s.log.Warn("a Pod ends although an EndpointSlice lists it as ready", "pod", pod.Namespace+"/"+pod.Name)
+			return nil
+		}
+	}
+	return s.planes.barrier(ctx)
+}
+
+// dataPlanes are the proxies of all nodes with power.
+type dataPlanes struct {
+	mu  sync.Mutex
+	all map[*proxy.Proxy]struct{}
+}
+
+func (d *dataPlanes) add(p *proxy.Proxy) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.all == nil {
+		d.all = map[*proxy.Proxy]struct{}{}
+	}
+	d.all[p] = struct{}{}
+}
+
+func (d *dataPlanes) remove(p *proxy.Proxy) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.all, p)
+}
+
+// barrier returns when every kernel holds what its proxy has been told so far.
+// Proxies that stop or cannot program do not hold it up beyond ctx.
+func (d *dataPlanes) barrier(ctx context.Context) error {
+	d.mu.Lock()
+	var wg sync.WaitGroup
+	for p := range d.all {
+		// Its error is that it stopped, or that time is up; either way the Pod ends.
+		wg.Go(func() { _ = p.Barrier(ctx) })
+	}
+	d.mu.Unlock()
+	wg.Wait()
+	return nil
 }
 
 // table is the name of the data plane's nftables table. On the machine itself

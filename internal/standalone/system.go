@@ -33,6 +33,7 @@ type system struct {
 
 	source *source.Source
 	dns    *dns.DNS
+	planes dataPlanes
 	// speakers is what the nodes' announcers share.
 	speakers *announce.Shared
 

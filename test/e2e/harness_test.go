@@ -94,7 +94,11 @@ func (c *Cluster) Run(cmd *exec.Cmd) (string, error) {
 	if err := c.Host.NS.Do(cmd.Start); err != nil {
 		return "", err
 	}
+	late := time.AfterFunc(waitLong, func() { cmd.Process.Kill() })
 	err := cmd.Wait()
+	if !late.Stop() {
+		err = fmt.Errorf("killed, for it had not ended after %s: %w", waitLong, err)
+	}
 	return out.String(), err
 }
 
