@@ -44,7 +44,7 @@ func New(cfg Config) (*Proxy, error) {
 	}
 	p := &Proxy{
 		cfg: cfg, log: cfg.Logger, metrics: newMetrics(),
-		health: health.NewProxy(cfg.HealthTimeout, families...),
+		health:   health.NewProxy(cfg.HealthTimeout, families...),
 		synced:   make(chan struct{}),
 		barriers: make(chan chan struct{}), stopped: make(chan struct{}),
 	}
