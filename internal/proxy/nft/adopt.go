@@ -48,11 +48,11 @@ func (p *Programmer) adopt(i int) (bool, error) {
 		others  []strange // elements that are not right, or of no frontend of ours
 		right   map[state.Key]bool
 		cluster map[netip.Addr]int
-		slots   int
+		slots   [kinds]int
 		ok      bool
 	)
 	start := func() {
-		others, slots, ok = nil, 0, true
+		others, slots, ok = nil, [kinds]int{}, true
 		right, cluster = map[state.Key]bool{}, map[netip.Addr]int{}
 	}
 	err := p.elements(g.sets[services].name, start, func(el element) error {
@@ -62,7 +62,7 @@ func (p *Programmer) adopt(i int) (bool, error) {
 			ok = false
 			return nil
 		}
-		slots += r.backends() + r.insideBackends()
+		slots[slotKind(r.class)] += r.backends() + r.insideBackends()
 		if r.clusterIP {
 			cluster[key.Addr]++
 		}
@@ -73,28 +73,30 @@ func (p *Programmer) adopt(i int) (bool, error) {
 		}
 		return nil
 	})
-	if n := g.sets[backends].count; n >= 0 && n != slots {
-		ok = false
+	for _, k := range []kind{backends, sticky} {
+		if n := g.sets[k].count; n >= 0 && n != slots[k] {
+			ok = false
+		}
 	}
 	if err != nil || !ok {
 		return false, err
 	}
 
-	var sticky, limited bool
+	var lasting, limited bool
 	ch := &p.ch
 	for _, o := range others {
-		sticky = sticky || o.affinity() > 0
+		lasting = lasting || o.affinity() > 0
 		limited = limited || o.has(flagLimited)
 		ch.key = appendKey(ch.key[:0], o.key)
 		ch.put(true, i, services, ch.key, nil)
-		n := len(ch.key)
+		n, k := len(ch.key), slotKind(o.class)
 		for s := range o.backends() {
 			ch.key = appendSlot(ch.key[:n], uint32(s))
-			ch.put(true, i, backends, ch.key, nil)
+			ch.put(true, i, k, ch.key, nil)
 		}
 		for s := range o.insideBackends() {
 			ch.key = appendSlot(ch.key[:n], insideSlot+uint32(s))
-			ch.put(true, i, backends, ch.key, nil)
+			ch.put(true, i, k, ch.key, nil)
 		}
 	}
 	none := newBitset(0)
@@ -102,7 +104,7 @@ func (p *Programmer) adopt(i int) (bool, error) {
 		if familyOf(key.Addr) != i || right[key] {
 			continue
 		}
-		sticky = sticky || classOf(e.f).affinity() > 0
+		lasting = lasting || classOf(e.f).affinity() > 0
 		limited = limited || e.f.Restricted
 		p.addMissing(i, e, none)
 	}
@@ -116,7 +118,7 @@ func (p *Programmer) adopt(i int) (bool, error) {
 			ch.put(false, i, clusterIPs, a.AsSlice(), nil)
 		}
 	}
-	if sticky {
+	if lasting {
 		if err := p.compareKeys(i, members, p.wantMembers(i)); err != nil {
 			return false, err
 		}

@@ -100,8 +100,15 @@ func (c *changes) frontend(old, new *state.Frontend) {
 		}
 	}
 	oldIn, newIn := insideOf(&was), insideOf(&is)
-	c.slots(f, limit(was.Backends), limit(is.Backends), 0)
-	c.slots(f, oldIn, newIn, insideSlot)
+	if from, to := slotKind(wasRecord.class), slotKind(isRecord.class); from == to {
+		c.slots(f, from, limit(was.Backends), limit(is.Backends), 0)
+		c.slots(f, from, oldIn, newIn, insideSlot)
+	} else {
+		c.slots(f, from, limit(was.Backends), nil, 0)
+		c.slots(f, from, oldIn, nil, insideSlot)
+		c.slots(f, to, nil, limit(is.Backends), 0)
+		c.slots(f, to, nil, newIn, insideSlot)
+	}
 	if wasRecord.affinity() > 0 || isRecord.affinity() > 0 {
 		c.memberships(f, wasRecord.affinity() > 0, isRecord.affinity() > 0, limit(was.Backends), limit(is.Backends), false)
 		c.memberships(f, wasRecord.affinity() > 0, isRecord.affinity() > 0, oldIn, newIn, true)
@@ -127,8 +134,24 @@ func insideOf(f *state.Frontend) []state.Backend {
 // limit cuts what no slot number is left for.
 func limit(b []state.Backend) []state.Backend { return b[:min(len(b), maxSlots)] }
 
+// slotKind is the map that a frontend's slots are in.
+func slotKind(c class) kind {
+	if c.affinity() > 0 {
+		return sticky
+	}
+	return backends
+}
+
+// appendSlotData is a backend as its slot's map has it.
+func appendSlotData(b []byte, k kind, be state.Backend, inside bool) []byte {
+	if k == sticky {
+		b = append(b, 0, 0, 0, 0)
+	}
+	return appendBackend(b, be, inside)
+}
+
 // slots records which slots have another backend than before.
-func (c *changes) slots(f int, old, new []state.Backend, first uint32) {
+func (c *changes) slots(f int, k kind, old, new []state.Backend, first uint32) {
 	n := len(c.key)
 	for i := range max(len(old), len(new)) {
 		if i < len(old) && i < len(new) && old[i] == new[i] {
@@ -136,11 +159,11 @@ func (c *changes) slots(f int, old, new []state.Backend, first uint32) {
 		}
 		c.key = appendSlot(c.key[:n], first+uint32(i))
 		if i < len(old) {
-			c.put(true, f, backends, c.key, nil)
+			c.put(true, f, k, c.key, nil)
 		}
 		if i < len(new) {
-			c.data = appendBackend(c.data[:0], new[i], first != 0)
-			c.put(false, f, backends, c.key, c.data)
+			c.data = appendSlotData(c.data[:0], k, new[i], first != 0)
+			c.put(false, f, k, c.key, c.data)
 		}
 	}
 	c.key = c.key[:n]

@@ -50,8 +50,11 @@ func (p *Programmer) compare(i int) error {
 		}
 	}
 	seen := newBitset(total)
-	for _, step := range []func(int, bitset) error{p.compareServices, p.compareBackends} {
-		if err := step(i, seen); err != nil {
+	if err := p.compareServices(i, seen); err != nil {
+		return err
+	}
+	for _, k := range []kind{backends, sticky} {
+		if err := p.compareSlots(i, k, seen); err != nil {
 			return err
 		}
 	}
@@ -86,21 +89,21 @@ func (p *Programmer) compareServices(i int, seen bitset) error {
 	})
 }
 
-func (p *Programmer) compareBackends(i int, seen bitset) error {
+func (p *Programmer) compareSlots(i int, k kind, seen bitset) error {
 	var want []byte
-	mark := p.ch.mark(i, backends)
-	return p.elements(p.gens[i].sets[backends].name, func() { p.ch.rewind(i, backends, mark) }, func(el element) error {
+	mark := p.ch.mark(i, k)
+	return p.elements(p.gens[i].sets[k].name, func() { p.ch.rewind(i, k, mark) }, func(el element) error {
 		key, rest, ok := families[i].parseKey(el.key)
 		e, held := p.held[key]
-		if ok && len(rest) == 4 && held && el.plain(key) {
+		if ok && len(rest) == 4 && held && el.plain(key) && slotKind(classOf(e.f)) == k {
 			if be, inside, bit, ok := e.slot(binary.NativeEndian.Uint32(rest)); ok {
-				if want = appendBackend(want[:0], be, inside); bytes.Equal(want, el.data) {
+				if want = appendSlotData(want[:0], k, be, inside); bytes.Equal(want, el.data) {
 					seen.set(bit)
 					return nil
 				}
 			}
 		}
-		p.ch.put(true, i, backends, el.key, nil)
+		p.ch.put(true, i, k, el.key, nil)
 		return nil
 	})
 }
@@ -119,15 +122,15 @@ func (p *Programmer) addMissing(i int, e entry, seen bitset) {
 		ch.data = recordOf(e.f).append(ch.data[:0])
 		ch.put(false, i, services, ch.key, ch.data)
 	}
-	n := len(ch.key)
+	n, k := len(ch.key), slotKind(classOf(e.f))
 	add := func(b []state.Backend, bit int, first uint32) {
 		for s := range b {
 			if seen.has(e.slotBit(bit + s)) {
 				continue
 			}
 			ch.key = appendSlot(ch.key[:n], first+uint32(s))
-			ch.data = appendBackend(ch.data[:0], b[s], first != 0)
-			ch.put(false, i, backends, ch.key, ch.data)
+			ch.data = appendSlotData(ch.data[:0], k, b[s], first != 0)
+			ch.put(false, i, k, ch.key, ch.data)
 		}
 	}
 	outside := limit(e.f.Backends)

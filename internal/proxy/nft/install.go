@@ -18,15 +18,14 @@ const (
 // stamp.
 func (p *Programmer) needs() (n [2][kinds]int) {
 	p.stamp = [2]uint64{}
-	for _, e := range p.held {
-		i := familyOf(e.f.Key.Addr)
-		inside := insideOf(e.f)
+	for key, e := range p.held {
+		i, r := familyOf(key.Addr), recordOf(e.f)
+		p.stamp[i] += r.stamp(key)
+		slots := r.backends() + r.insideBackends()
 		n[i][services]++
-		n[i][backends] += len(limit(e.f.Backends)) + len(inside)
-		r := recordOf(e.f)
-		p.stamp[i] += r.stamp(e.f.Key)
+		n[i][slotKind(r.class)] += slots
 		if r.affinity() > 0 {
-			n[i][members] += len(limit(e.f.Backends)) + len(inside)
+			n[i][members] += slots
 		}
 	}
 	for a := range p.clusterIP {
@@ -115,7 +114,7 @@ func (p *Programmer) install(is *found, fresh [2]bool) error {
 		is.table = true
 		p.gens[i].count = need[i]
 	}
-	p.findLocalhost()
+	p.localhost = p.findLocalhost()
 	b := p.b
 	b.reset()
 	p.final(b, is, fresh)

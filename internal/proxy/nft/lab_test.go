@@ -127,6 +127,22 @@ func (l *lab) settle() {
 	}
 }
 
+// removeAddr takes an address off the node.
+func (l *lab) removeAddr(ip netip.Addr) {
+	l.t.Helper()
+	links, err := l.node.NL.LinkList()
+	l.ok(err)
+	for _, link := range links {
+		addrs, err := l.node.NL.AddrList(link, netlink.FAMILY_ALL)
+		l.ok(err)
+		for _, a := range addrs {
+			if got, _ := netip.AddrFromSlice(a.IP); got.Unmap() == ip {
+				l.ok(l.node.NL.AddrDel(link, &a))
+			}
+		}
+	}
+}
+
 // programmer makes one for the node, closed when the test ends.
 func (l *lab) programmer(cfg Config) *Programmer {
 	l.t.Helper()

@@ -33,15 +33,19 @@ func concat(types ...uint32) (t uint32) {
 // a key lies in, names.
 //
 // Registers are four bytes each, the kernel's NFT_REG32_00 (8) to NFT_REG32_15
-// (23). The five parts always lie in this order, without gaps, so that a run of
-// them is a key as it stands, and what a lookup leaves in reg.x extends it:
+// (23). The parts of a key always lie in this order, without gaps, so that a run
+// of them is a key as it stands, and what a lookup leaves in reg.x extends it:
 //
 //	saddr daddr proto dport x…        IPv4: 8 9 10 11 12…   IPv6: 8-11 12-15 16 17 18…
 //
 //	      daddr proto dport           services -> x: record
 //	      daddr proto dport slot      backends -> x: addr port
-//	saddr daddr proto dport           affinity -> x: addr port
-//	      daddr proto dport addr port members
+//	      daddr proto dport slot      sticky   -> x: 0 addr port
+//	saddr daddr proto dport           affinity -> x: dport addr port
+//
+// and, with the key loaded once more one register further on,
+//
+//	daddr proto dport addr port   members
 type family struct {
 	v6      bool
 	suffix  string // "4" or "6", the end of every name
@@ -101,7 +105,8 @@ type kind int
 
 const (
 	services   kind = iota // daddr . proto . dport : record
-	backends               // daddr . proto . dport . slot : addr . port
+	backends               // daddr . proto . dport . slot : addr . port, of frontends without affinity
+	sticky                 // daddr . proto . dport . slot : 0 . addr . port, of those with affinity
 	members                // daddr . proto . dport . addr . port, of frontends with affinity
 	sources                // daddr . proto . dport . saddr, intervals, of restricted frontends
 	clusterIPs             // daddr of every frontend that is a cluster address
@@ -109,14 +114,14 @@ const (
 	kinds
 )
 
-var kindNames = [kinds]string{"services", "backends", "members", "sources", "cluster-ips", "stamp"}
+var kindNames = [kinds]string{"services", "backends", "sticky-backends", "members", "sources", "cluster-ips", "stamp"}
 
 // Sets that are not of a generation: one of each per family, small or filled
 // by packets.
 const (
 	setClasses   = "classes"        // class : verdict
 	setModes     = "modes"          // masquerade mode : verdict
-	setAffinity  = "affinity"       // saddr . daddr . proto . dport : addr . port, by packets
+	setAffinity  = "affinity"       // saddr . daddr . proto . dport : dport . addr . port, by packets
 	setHairpin   = "hairpin"        // saddr . saddr, by packets
 	setPods      = "pod-networks"   // saddr, intervals
 	setPodSeen   = "pod-clients"    // saddr of packets that came in by a Pod interface, by packets
@@ -159,6 +164,10 @@ func (f *family) spec(k kind, name string, size uint32) setSpec {
 		s.flags = unix.NFT_SET_MAP
 		s.keyType, s.keyLen = concat(f.typ, typeProto, typeService, typeMark), a+12
 		s.dataType, s.dataLen = concat(f.typ, typeService), a+4
+	case sticky:
+		s.flags = unix.NFT_SET_MAP
+		s.keyType, s.keyLen = concat(f.typ, typeProto, typeService, typeMark), a+12
+		s.dataType, s.dataLen = concat(typeMark, f.typ, typeService), a+8
 	case members:
 		s.keyType, s.keyLen = concat(f.typ, typeProto, typeService, f.typ, typeService), a+8+a+4
 	case sources:
@@ -183,7 +192,7 @@ func (p *Programmer) fixedSets(f *family) []setSpec {
 		{name: p.name(setClasses, f), flags: unix.NFT_SET_MAP, keyType: concat(typeMark, typeMark), keyLen: 8, dataType: typeVerdict},
 		{name: p.name(setModes, f), flags: unix.NFT_SET_MAP, keyType: typeMark, keyLen: 4, dataType: typeVerdict, order: orderHost},
 		{name: p.name(setAffinity, f), flags: unix.NFT_SET_MAP | dynamic, size: affinitySize,
-			keyType: concat(f.typ, f.typ, typeProto, typeService), keyLen: 2*a + 8, dataType: concat(f.typ, typeService), dataLen: a + 4},
+			keyType: concat(f.typ, f.typ, typeProto, typeService), keyLen: 2*a + 8, dataType: concat(typeService, f.typ, typeService), dataLen: a + 8},
 		{name: p.name(setHairpin, f), flags: dynamic, size: dynamicSize, keyType: concat(f.typ, f.typ), keyLen: 2 * a},
 		{name: p.name(setPodSeen, f), flags: dynamic, size: dynamicSize, keyType: f.typ, keyLen: a},
 		{name: p.name(setPods, f), flags: unix.NFT_SET_INTERVAL, keyType: f.typ, keyLen: a},

@@ -1,9 +1,12 @@
 package nft
 
 import (
+	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -74,28 +77,30 @@ func (p *Programmer) localhostIn() (rules []rule) {
 
 // findLocalhost chooses the addresses that stand for loopback sources: any
 // will do that routing takes for this node's own, because what leaves the node
-// is masqueraded. Families without node ports on loopback have none.
-func (p *Programmer) findLocalhost() {
-	p.localhost = [2]netip.Addr{}
+// is masqueraded. One that is in use stays as long as the node has it. Families
+// without node ports on loopback, and nodes without addresses, have none.
+func (p *Programmer) findLocalhost() (found [2]netip.Addr) {
 	for i, f := range families {
-		if !contains(p.node.NodePortAddrs, f.loopback().Addr()) && !contains(p.node.NodePortAddrs, netip.AddrFrom4([4]byte{127, 0, 0, 1})) {
-			continue
+		if contains(p.node.NodePortAddrs, f.loopback()) {
+			found[i] = p.ownAddr(f, p.localhost[i])
 		}
-		p.localhost[i] = p.ownAddr(f)
 	}
+	return found
 }
 
-func contains(prefixes []netip.Prefix, a netip.Addr) bool {
-	for _, x := range prefixes {
-		if x.Contains(a) {
+// contains reports whether some address of x is in one of the prefixes.
+func contains(prefixes []netip.Prefix, x netip.Prefix) bool {
+	for _, c := range prefixes {
+		if c.Overlaps(x) {
 			return true
 		}
 	}
 	return false
 }
 
-// ownAddr is the lowest global address of the node, invalid if it has none.
-func (p *Programmer) ownAddr(f *family) (best netip.Addr) {
+// ownAddr is the lowest global address of the node, or current if the node has
+// that; invalid if it has none.
+func (p *Programmer) ownAddr(f *family, current netip.Addr) (best netip.Addr) {
 	err := inNS(p.ns, func() error {
 		fam := netlink.FAMILY_V4
 		if f.v6 {
@@ -108,6 +113,10 @@ func (p *Programmer) ownAddr(f *family) (best netip.Addr) {
 			if !ok || ip.IsLoopback() || ip.IsLinkLocalUnicast() || ip.IsMulticast() || a.Flags&unix.IFA_F_TENTATIVE != 0 {
 				continue
 			}
+			if ip == current {
+				best = ip
+				return nil
+			}
 			if !best.IsValid() || ip.Less(best) {
 				best = ip
 			}
@@ -115,7 +124,73 @@ func (p *Programmer) ownAddr(f *family) (best netip.Addr) {
 		return err
 	})
 	if err != nil {
-		p.log.Error("cannot list the node's addresses; node ports on localhost will not answer", "err", err)
+		p.log.Error("cannot list the node's addresses; node ports on localhost may not answer", "err", err)
+		return current
 	}
 	return best
+}
+
+// addrSettle is how long address changes are left to settle before the node's
+// addresses are read again: Pods that start bring one each.
+const addrSettle = 200 * time.Millisecond
+
+// watchAddrs keeps p.localhost an address that the node has, until done.
+func (p *Programmer) watchAddrs() error {
+	updates := make(chan netlink.AddrUpdate, 64)
+	opt := netlink.AddrSubscribeOptions{
+		ErrorCallback: func(err error) {
+			select {
+			case <-p.done: // its way of ending
+			default:
+				p.log.Warn("watching the node's addresses", "err", err)
+			}
+		},
+		ReceiveBufferSize: 1 << 20,
+	}
+	if p.ns != nil {
+		h := netns.NsHandle(p.ns.Fd())
+		opt.Namespace = &h
+	}
+	if err := netlink.AddrSubscribeWithOptions(updates, p.done, opt); err != nil {
+		return fmt.Errorf("nft: watch the node's addresses: %w", err)
+	}
+	p.watchers.Go(func() {
+		settle := time.NewTimer(0)
+		for {
+			select {
+			case <-p.done:
+				for range updates { // until the subscription has ended
+				}
+				return
+			case _, ok := <-updates:
+				if !ok {
+					p.log.Error("watching the node's addresses ended; node ports on localhost will not follow them")
+					<-p.done
+					return
+				}
+				settle.Reset(addrSettle)
+			case <-settle.C:
+				p.followAddrs()
+			}
+		}
+	})
+	return nil
+}
+
+// followAddrs writes the rules anew if the node's addresses ask for it.
+func (p *Programmer) followAddrs() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.ready || p.closed || p.findLocalhost() == p.localhost {
+		return
+	}
+	err := p.dial()
+	if err == nil {
+		p.ch.reset()
+		err = p.install(nil, [2]bool{})
+	}
+	if err != nil {
+		err = p.fail(fmt.Errorf("node ports on localhost: %w", err))
+		p.monitor.signal("programming failed; the table has to be replaced", "err", err)
+	}
 }

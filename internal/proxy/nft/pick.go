@@ -25,13 +25,16 @@ func (r rule) loadSource(f *family) rule {
 
 // loadKey loads daddr . proto . dport: the packet's, or with any the one of a
 // node port, which has no address.
-func (r rule) loadKey(f *family, any bool) rule {
+func (r rule) loadKey(f *family, any bool) rule { return r.loadKeyAt(f, any, 0) }
+
+// loadKeyAt is loadKey a number of registers further on.
+func (r rule) loadKeyAt(f *family, any bool, shift uint32) rule {
 	if any {
-		r = r.immediate(f.reg.d, f.anyAddr().AsSlice())
+		r = r.immediate(f.reg.d+shift, f.anyAddr().AsSlice())
 	} else {
-		r = r.payload(netHeader, f.daddr, f.addrLen(), f.reg.d)
+		r = r.payload(netHeader, f.daddr, f.addrLen(), f.reg.d+shift)
 	}
-	return r.meta(unix.NFT_META_L4PROTO, f.reg.p).payload(transportHeader, 2, 2, f.reg.t)
+	return r.meta(unix.NFT_META_L4PROTO, f.reg.p+shift).payload(transportHeader, 2, 2, f.reg.t+shift)
 }
 
 // findClass looks daddr . proto . dport up and leaves the class's two words in
@@ -97,33 +100,39 @@ func (p *Programmer) pick(f *family, g *generation, c class, n int, first uint32
 		return []rule{rule{}.drop()}
 	}
 	nodePort := c.has(flagNodePort)
-	choose := func(r rule) rule {
+	slot := func(r rule) rule {
 		if n == 1 {
-			r = r.immediate(f.reg.x, host32(first))
-		} else {
-			r = r.random(f.reg.x, uint32(n), first)
+			return r.immediate(f.reg.x, host32(first))
 		}
-		return r.find(f.reg.d, g.sets[backends].name, f.reg.x)
+		return r.random(f.reg.x, uint32(n), first)
 	}
-	plain := choose(rule{}.loadKey(f, nodePort)).dnat(f.nfproto, f.reg.x, f.reg.port)
 	if c.affinity() == 0 {
-		return []rule{plain}
+		return []rule{slot(rule{}.loadKey(f, nodePort)).
+			find(f.reg.d, g.sets[backends].name, f.reg.x).
+			dnat(f.nfproto, f.reg.x, f.reg.port)}
 	}
+
+	// What a map with the address behind a first word leaves lies one further.
+	addr, port := f.reg.x+1, f.reg.port+1
+	key := rule{}.loadSource(f).loadKey(f, nodePort).
+		// For nft(8), as in findClass: it shows these in place of the backend.
+		payload(netHeader, f.saddr, f.addrLen(), addr).payload(transportHeader, 0, 2, port)
+	chosen := slot(key).find(f.reg.d, g.sets[sticky].name, f.reg.x)
 	ms := uint64(c.affinity() / time.Millisecond)
 	affinity := p.name(setAffinity, f)
+	const note = "saddr and sport after dport stand for the backend"
 	return []rule{
 		// Who has been here goes where it went, if that is still a backend.
-		rule{}.loadSource(f).loadKey(f, nodePort).
-			find(f.reg.s, affinity, f.reg.x).
-			lookup(f.reg.d, g.sets[members].name).
-			dynset(dynUpdate, f.reg.s, f.reg.x, affinity, ms).
-			dnat(f.nfproto, f.reg.x, f.reg.port),
+		key.find(f.reg.s, affinity, f.reg.x).
+			loadKeyAt(f, nodePort, 1).lookup(f.reg.d+1, g.sets[members].name).
+			loadKey(f, nodePort).dynset(dynUpdate, f.reg.s, f.reg.x, affinity, ms).
+			dnat(f.nfproto, addr, port).comment(note),
 		// Anybody else gets one, which is remembered in place of a stale one.
-		choose(rule{}.loadSource(f).loadKey(f, nodePort)).
+		chosen.payload(transportHeader, 2, 2, f.reg.x).
 			dynset(dynDelete, f.reg.s, f.reg.x, affinity, 0).
 			dynset(dynUpdate, f.reg.s, f.reg.x, affinity, ms).
-			dnat(f.nfproto, f.reg.x, f.reg.port),
+			dnat(f.nfproto, addr, port).comment(note),
 		// The set is full: better a backend without memory than none.
-		plain,
+		chosen.dnat(f.nfproto, addr, port).comment(note),
 	}
 }

@@ -57,7 +57,9 @@ type Programmer struct {
 	ch        changes
 	b         *batch
 
-	monitor *monitor
+	monitor  *monitor
+	done     chan struct{} // closed by Close
+	watchers sync.WaitGroup
 }
 
 // entry is a frontend the kernel holds.
@@ -69,7 +71,7 @@ type entry struct {
 // New opens what it needs to program and to watch the namespace; it programs
 // nothing yet.
 func New(cfg Config) (*Programmer, error) {
-	p := &Programmer{log: cfg.Logger, ns: cfg.NetNS, table: cfg.Table}
+	p := &Programmer{log: cfg.Logger, ns: cfg.NetNS, table: cfg.Table, done: make(chan struct{})}
 	if p.table == "" {
 		p.table = DefaultTable
 	}
@@ -87,6 +89,10 @@ func New(cfg Config) (*Programmer, error) {
 		return nil, err
 	}
 	p.monitor = m
+	if err := p.watchAddrs(); err != nil {
+		p.Close()
+		return nil, err
+	}
 	return p, nil
 }
 
@@ -142,6 +148,8 @@ func (p *Programmer) Close() error {
 	}
 	p.mu.Unlock()
 	p.monitor.close()
+	close(p.done)
+	p.watchers.Wait()
 	return nil
 }
 
