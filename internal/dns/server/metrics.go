@@ -140,12 +140,13 @@ var (
 	askedDesc     = desc("request_size_bytes", "Size of the request in bytes per zone and protocol.", "proto")
 	toldDesc      = desc("response_size_bytes", "Size of the returned response in bytes.", "proto")
 	limitedDesc   = prometheus.NewDesc("fairway_dns_client_limited_total",
-		"Questions refused because their asker had too many under way.", []string{"server"}, nil)
+		"Questions and connections refused because their asker had too many under way.", []string{"server"}, nil)
+	panicsDesc = prometheus.NewDesc("coredns_panics_total", "A metrics that counts the number of panics.", []string{"server"}, nil)
 )
 
 // Describe is prometheus.Collector's.
 func (s *Server) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{requestsDesc, responsesDesc, doDesc, durationDesc, askedDesc, toldDesc, limitedDesc} {
+	for _, d := range []*prometheus.Desc{requestsDesc, responsesDesc, doDesc, durationDesc, askedDesc, toldDesc, limitedDesc, panicsDesc} {
 		ch <- d
 	}
 }
@@ -206,5 +207,6 @@ func (s *Server) Collect(ch chan<- prometheus.Metric) {
 		counter(doDesc, func(st *stats) *atomic.Uint64 { return &st.do[z] }, server, zone, "")
 		hist(durationDesc, timeBuckets, math.Pow10(-9), func(st *stats) *histogram { return &st.took[z] }, server, zone, "")
 	}
+	ch <- prometheus.MustNewConstMetric(panicsDesc, prometheus.CounterValue, float64(s.panics.Load()), server)
 	counter(limitedDesc, func(st *stats) *atomic.Uint64 { return &st.limited }, server)
 }

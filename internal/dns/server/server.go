@@ -15,7 +15,9 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/miekg/dns"
@@ -61,6 +63,7 @@ type Server struct {
 	pool    *batchPool
 	wg      sync.WaitGroup
 	ctx     context.Context
+	panics  atomic.Uint64
 }
 
 // New opens the server's sockets. It fails if an address is not there or taken.
@@ -147,6 +150,15 @@ func (s *Server) close() {
 	}
 	for _, t := range s.tcp {
 		t.l.Close()
+	}
+}
+
+// guard, deferred, keeps a mistake in dealing with one question from ending the
+// server for all.
+func (s *Server) guard() {
+	if r := recover(); r != nil {
+		s.panics.Add(1)
+		s.log.Error("a question could not be dealt with: a mistake in this program; please report it", "panic", r, "stack", string(debug.Stack()))
 	}
 }
 

@@ -2,6 +2,7 @@ package server
 
 import (
 	"bufio"
+	"context"
 	"encoding/binary"
 	"io"
 	"net"
@@ -62,15 +63,10 @@ func (t *tcpListener) run() {
 // serve answers the questions of one connection. Those that take waiting are
 // answered when they can be, the others before them (RFC 7766 section 6.2.1.1).
 func (t *tcpListener) serve(c net.Conn, peer netip.Addr) {
-	stop := make(chan struct{})
-	go func() { // a connection must not outlive the server
-		select {
-		case <-t.s.ctx.Done():
-		case <-stop:
-		}
-		c.Close()
-	}()
-	defer close(stop)
+	defer c.Close()
+	// A connection must not outlive the server.
+	defer context.AfterFunc(t.s.ctx, func() { c.Close() })()
+	defer t.s.guard()
 	var pending sync.WaitGroup
 	defer pending.Wait()
 	var writeMu sync.Mutex
@@ -107,6 +103,7 @@ func (t *tcpListener) serve(c net.Conn, peer netip.Addr) {
 		case todo != done && t.s.clients.acquire(peer):
 			target := slices.Clone(target)
 			pending.Go(func() {
+				defer t.s.guard()
 				defer t.s.clients.release(peer)
 				var q wire.Query
 				q.Parse(msg)

@@ -74,6 +74,7 @@ func (u *udpSocket) run() {
 
 // answer deals with n datagrams.
 func (u *udpSocket) answer(b *batch, n int, q *wire.Query) {
+	defer u.s.guard()
 	start := time.Now()
 	var counts [zones]int
 	for i := range n {
@@ -113,6 +114,7 @@ func (u *udpSocket) later(b *batch, i int, peer netip.Addr, target []byte, todo 
 	info := b.peerInfo(i)
 	msg := slices.Clone(b.query(i))
 	u.s.wg.Go(func() {
+		defer u.s.guard()
 		defer u.s.clients.release(peer)
 		var q wire.Query
 		q.Parse(msg)

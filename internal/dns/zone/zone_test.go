@@ -473,3 +473,43 @@ func TestAnswerAllocatesNothing(t *testing.T) {
 		}
 	}
 }
+
+// FuzzAnswer: whatever is asked, what is answered parses, keeps to its size and
+// is about the question.
+func FuzzAnswer(f *testing.F) {
+	s := newStore(f, zone.Options{ReverseZones: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}, cluster()...)
+	for _, name := range []string{"kubernetes.default.svc.cluster.local.", "_https._tcp.headless.default.svc.cluster.local.", "foo.default.svc.cluster.local.",
+		"10-3-0-5.default.pod.cluster.local.", "1.0.3.10.in-addr.arpa.", "cluster.local.", "a.b.c.d.e.svc.cluster.local."} {
+		for _, typ := range []uint16{dns.TypeA, dns.TypeSRV, dns.TypePTR, dns.TypeANY, dns.TypeNS} {
+			m := new(dns.Msg)
+			m.SetQuestion(name, typ)
+			m.SetEdns0(600, true)
+			raw, err := m.Pack()
+			if err != nil {
+				f.Fatal(err)
+			}
+			f.Add(raw)
+		}
+	}
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		var q wire.Query
+		if q.Parse(raw) != wire.OK {
+			return
+		}
+		size := q.ReplySize(1232)
+		var r wire.Reply
+		r.Start(&q, nil, size)
+		out := s.Answer(&q, &r)
+		msg := r.Finish(out.Rcode, out.Flags, 1232)
+		if len(msg) > size {
+			t.Fatalf("%d bytes, want at most %d", len(msg), size)
+		}
+		m := new(dns.Msg)
+		if err := m.Unpack(msg); err != nil {
+			t.Fatalf("%v\n%x", err, msg)
+		}
+		if m.Id != q.ID() || m.Question[0].Name != wire.Text(q.RawName()) {
+			t.Errorf("%v to %q", m, q.Name)
+		}
+	})
+}

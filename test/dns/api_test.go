@@ -1,6 +1,6 @@
-// Package apitest tests the DNS against a real API server. It is apart from the
+// Package dns_test tests the DNS against a real API server. It is apart from the
 // other tests because it links all of that server.
-package apitest
+package dns_test
 
 import (
 	"context"

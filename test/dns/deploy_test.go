@@ -1,4 +1,4 @@
-package apitest
+package dns_test
 
 import (
 	"bytes"
@@ -43,7 +43,7 @@ func TestManifests(t *testing.T) {
 	}
 	apply := func(file string, remove bool) {
 		t.Helper()
-		b, err := os.ReadFile(filepath.Join("../../../deploy/dns", file))
+		b, err := os.ReadFile(filepath.Join("../../deploy/dns", file))
 		if err != nil {
 			t.Fatal(err)
 		}
