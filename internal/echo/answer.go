@@ -50,6 +50,29 @@ func (a Answer) Text() []byte {
 	return []byte(b.String())
 }
 
+// parseAnswer reads an answer of either form; !ok if it is none.
+func parseAnswer(line string) (a Answer, ok bool) {
+	if strings.HasPrefix(line, "{") {
+		return a, json.Unmarshal([]byte(line), &a) == nil && a.Pod != ""
+	}
+	for _, field := range strings.Fields(line) {
+		key, value, _ := strings.Cut(field, "=")
+		switch key {
+		case "pod":
+			a.Pod = value
+		case "node":
+			a.Node = value
+		case "address":
+			a.Address = value
+		case "client":
+			a.Client = value
+		case "protocol":
+			a.Protocol = value
+		}
+	}
+	return a, a.Pod != ""
+}
+
 // JSONLine is the answer as JSON on one line, newline included.
 func (a Answer) JSONLine() []byte {
 	b, err := json.Marshal(a)

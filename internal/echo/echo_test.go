@@ -242,3 +242,28 @@ func TestFlags(t *testing.T) {
 		}
 	}
 }
+
+// The client understands both forms of the answer over TCP.
+func TestGetTCP(t *testing.T) {
+	for _, asJSON := range []bool{false, true} {
+		s, _, _ := start(t, func(o *Options) { o.JSON = asJSON })
+		_, tcp, _ := s.Addrs()
+		var got []Answer
+		tally := Get(t.Context(), GetOptions{URL: "tcp://" + tcp[0].String(), Count: 20, Workers: 4, Timeout: 30 * time.Second}, func(a Answer, err error) {
+			if err != nil {
+				t.Error(err)
+			}
+			got = append(got, a)
+		})
+		if tally.Failed > 0 || tally.Pods["web-1"] != 20 {
+			t.Errorf("json %v: %+v", asJSON, tally)
+		}
+		if a := got[0]; a.Node != "node-2" || a.Address != tcp[0].String() || a.Protocol != "tcp" || a.Client == "" {
+			t.Errorf("json %v: answer %+v", asJSON, a)
+		}
+	}
+	refused := Get(t.Context(), GetOptions{URL: "tcp://127.0.0.1:1", Count: 1, Timeout: time.Second}, nil)
+	if refused.Failed != 1 {
+		t.Errorf("nobody there: %+v", refused)
+	}
+}

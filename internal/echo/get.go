@@ -1,16 +1,19 @@
 package echo
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"os/signal"
 	"sort"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -18,7 +21,7 @@ import (
 
 // GetOptions say what [Get] asks for and how often.
 type GetOptions struct {
-	URL     string
+	URL     string        // http://host:port/path, or tcp://host:port
 	Count   int           // how many requests; 0 is until the context ends or For is over
 	For     time.Duration // how long to go on; 0 is without limit
 	Rate    float64       // requests begun per second; 0 is as fast as Workers can
@@ -58,7 +61,7 @@ func Get(ctx context.Context, o GetOptions, each func(Answer, error)) Tally {
 	for range max(o.Workers, 1) {
 		wg.Go(func() {
 			for range turns {
-				a, err := getOnce(client, o.URL)
+				a, err := ask(client, o)
 				mu.Lock()
 				t.Requests++
 				if err != nil {
@@ -113,6 +116,33 @@ func giveTurns(ctx context.Context, o GetOptions, turns chan<- struct{}) (late i
 	return late
 }
 
+// ask makes one request: HTTP, or for tcp://host:port a connection that reads
+// the line the server greets with.
+func ask(client *http.Client, o GetOptions) (Answer, error) {
+	if address, ok := strings.CutPrefix(o.URL, "tcp://"); ok {
+		return greet(address, o.Timeout)
+	}
+	return getOnce(client, o.URL)
+}
+
+func greet(address string, timeout time.Duration) (Answer, error) {
+	c, err := net.DialTimeout("tcp", address, timeout)
+	if err != nil {
+		return Answer{}, err
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(timeout))
+	line, err := bufio.NewReaderSize(c, 1024).ReadString('\n')
+	if err != nil {
+		return Answer{}, fmt.Errorf("reading the answer: %w", err)
+	}
+	a, ok := parseAnswer(line)
+	if !ok {
+		return a, fmt.Errorf("not an answer of fairway echo: %q", line)
+	}
+	return a, nil
+}
+
 func getOnce(client *http.Client, url string) (Answer, error) {
 	var a Answer
 	req, err := http.NewRequest(http.MethodGet, url, nil)
@@ -151,7 +181,7 @@ func getMain(args []string, stdout, stderr io.Writer) int {
 	fs := flag.NewFlagSet("fairway echo get", flag.ContinueOnError)
 	fs.SetOutput(stderr)
 	fs.Usage = func() {
-		fmt.Fprint(stderr, "fairway echo get [flags] URL: request a URL of an echo server and print who answers, a line each\n")
+		fmt.Fprint(stderr, "fairway echo get [flags] URL: request a URL of an echo server and print who answers, a line each\nURL is http://host:port/path, or tcp://host:port\n")
 		fs.PrintDefaults()
 	}
 	fs.IntVar(&o.Count, "n", o.Count, "how many requests; 0 for no limit")

@@ -81,7 +81,12 @@ func (c *Cluster) testDeployment(t *testing.T) {
 // Pods are replaced, more and fewer.
 func (c *Cluster) testRolling(t *testing.T) {
 	c.example(t, "web-host.yaml")
+	c.example(t, "clusterip.yaml") // its port 7 greets
 	c.rolledOut(t, "deployment/web")
+	svc, err := c.Client.CoreV1().Services("default").Get(t.Context(), "web-ports", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
 	type result struct {
 		tally echo.Tally
 		err   error
@@ -96,7 +101,7 @@ func (c *Cluster) testRolling(t *testing.T) {
 			r.err = fmt.Errorf("%w in %q", e, out)
 		}
 		loaded <- r
-	}, "-n", "0", "-for", "10m", "-rate", "2000", "-c", "64", "-tally", "http://web/")
+	}, "-n", "0", "-for", "10m", "-rate", "2000", "-c", "64", "-tally", "tcp://"+net.JoinHostPort(svc.Spec.ClusterIP, "7"))
 	time.Sleep(2 * time.Second) // the load is under way
 	c.Kubectl(t, "rollout", "restart", "deployment/web")
 	c.rolledOut(t, "deployment/web")
