@@ -28,7 +28,8 @@ import (
 //	client 2001:db8::1          ::fe      fd00:244:i::1    fd00:244:i::2
 //
 // Every Pod serves TCP and UDP on port 8080, and so does the node itself, on
-// port 9090. An answer is the server's name and the client's address it saw.
+// port 9090. An answer is the server's name and the client's address it saw;
+// over TCP, after that, what the client says.
 type lab struct {
 	t            testing.TB
 	node, client *testenv.Host
@@ -175,7 +176,7 @@ func (l *lab) serve(h *testenv.Host, name, port string) {
 				}
 				host, _, _ := net.SplitHostPort(c.RemoteAddr().String())
 				fmt.Fprintf(c, "%s %s\n", name, host)
-				go func() { io.Copy(io.Discard, c); c.Close() }()
+				go func() { io.Copy(c, c); c.Close() }()
 			}
 		}()
 		pc := h.ListenPacket(l.t, "udp"+v, address)

@@ -1,9 +1,12 @@
 package nft
 
 import (
+	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"maps"
+	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -13,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"fairway.dev/fairway/internal/proxy/state"
+	"fairway.dev/fairway/internal/testenv"
 )
 
 // traffic connects all the time, from two clients and with both families, until
@@ -55,7 +59,39 @@ func (l *lab) traffic(t *testing.T, address ...string) (stop func() int64) {
 	}
 }
 
-// base are the Services that traffic is on, with a number of others around.
+// talk is an open connection to a server of the lab.
+type talk struct {
+	l *lab
+	c net.Conn
+	r *bufio.Reader
+}
+
+func (l *lab) talk(from *testenv.Host, address string) *talk {
+	l.t.Helper()
+	c, err := from.Dial("tcp", address, patience)
+	l.ok(err)
+	l.t.Cleanup(func() { c.Close() })
+	k := &talk{l, c, bufio.NewReader(c)}
+	c.SetDeadline(time.Now().Add(patience))
+	_, err = k.r.ReadString('\n') // who it is
+	l.ok(err)
+	return k
+}
+
+// say sends a line and expects it back.
+func (k *talk) say(line string) {
+	k.l.t.Helper()
+	k.c.SetDeadline(time.Now().Add(patience))
+	_, err := fmt.Fprintln(k.c, line)
+	k.l.ok(err)
+	got, err := k.r.ReadString('\n')
+	k.l.ok(err)
+	if got != line+"\n" {
+		k.l.t.Errorf("on an open connection: got %q, want %q", got, line)
+	}
+}
+
+// trafficServices are the Services that traffic is on, with a number of others around.
 func trafficServices(others int) []*state.Frontend {
 	fs := []*state.Frontend{clusterIP(state.TCP, "10.96.0.10:80", 1, 2, 3), clusterIP(state.TCP, "[fd00:96::10]:80", 1, 2, 3)}
 	for i := range others {
@@ -78,6 +114,9 @@ func TestRestartAndUpgradeUnderLoad(t *testing.T) {
 	l.ok(l.p.Configure(ctx, facts))
 	l.replace(fs...)
 	stop := l.traffic(t, trafficAddresses...)
+	open := []*talk{
+		l.talk(l.client, "10.96.0.10:80"), l.talk(l.pods[0], "[fd00:96::10]:80"),
+	}
 	for i := range 20 {
 		l.p.Close()
 		l.p = l.programmer(Config{})
@@ -94,6 +133,9 @@ func TestRestartAndUpgradeUnderLoad(t *testing.T) {
 			if _, there := is.sets["services"+layout+"4"]; there != (layout == l.p.layout) {
 				t.Errorf("restart %d with layout %q: of layout %q there is a set: %v", i, l.p.layout, layout, there)
 			}
+		}
+		for _, c := range open {
+			c.say(fmt.Sprintf("restart %d", i))
 		}
 	}
 	t.Logf("%d connections", stop())
@@ -203,4 +245,69 @@ func TestFailedTransaction(t *testing.T) {
 		l.answers(l.pods[0], state.TCP, a.service+":80", "pod2", "")
 		l.answers(l.pods[0], state.TCP, a.service+":81", "pod3", "")
 	})
+}
+
+// Open connections live on whatever becomes of their frontend, those by
+// localhost too.
+func TestOpenConnections(t *testing.T) {
+	each(t, func(t *testing.T, l *lab, a addresses) {
+		service, port := a.service+":80", nodePort(state.TCP, a, 2)
+		l.replace(clusterIP(state.TCP, service, 2), port)
+		open := []*talk{
+			l.talk(l.client, service), l.talk(l.pods[0], service), l.talk(l.pods[1], service), l.talk(l.node, service),
+			l.talk(l.client, a.node+":30080"), l.talk(l.node, a.node+":30080"),
+		}
+		local := l.talk(l.node, a.localhost+":30080")
+		still := func(what string) {
+			t.Helper()
+			for _, c := range open {
+				c.say(what)
+			}
+		}
+		still("nothing changed")
+		local.say("nothing changed")
+		l.apply([]*state.Frontend{clusterIP(state.TCP, service, 1, 3), nodePort(state.TCP, a, 1, 3)})
+		still("other endpoints")
+		local.say("other endpoints")
+		l.apply([]*state.Frontend{clusterIP(state.TCP, service)}, port.Key)
+		still("no endpoints")
+		l.replace()
+		still("no frontends")
+		l.ok(l.p.Configure(context.Background(), state.NodeFacts{}))
+		still("no facts")
+	})
+}
+
+// The node reaches Services whose endpoints share its address.
+func TestHostNetworkBackend(t *testing.T) {
+	each(t, func(t *testing.T, l *lab, a addresses) {
+		f := clusterIP(state.TCP, a.service+":443")
+		f.Backends = backendsOf(a.node + ":9090")
+		l.replace(f)
+		l.answers(l.node, state.TCP, a.service+":443", "node", "")
+		l.answers(l.pods[0], state.TCP, a.service+":443", "node", a.pod[1])
+		l.answers(l.client, state.TCP, a.service+":443", "node", "")
+	})
+}
+
+// A frontend with more backends than one message takes.
+func TestManyBackends(t *testing.T) {
+	l, p := bareNode(t)
+	l.ok(p.Configure(context.Background(), labFacts))
+	const n = 5000
+	f := oneOfMany(0, n, 0)
+	f.Affinity = time.Hour
+	l.ok(p.Replace(context.Background(), slices.Values([]*state.Frontend{f})))
+	count := func() (slots, known int) {
+		l.ok(p.elements(p.gens[0].sets[sticky].name, func() { slots = 0 }, func(element) error { slots++; return nil }))
+		l.ok(p.elements(p.gens[0].sets[members].name, func() { known = 0 }, func(element) error { known++; return nil }))
+		return slots, known
+	}
+	if slots, known := count(); slots != n || known != n {
+		t.Errorf("%d slots and %d members are in the kernel, want %d", slots, known, n)
+	}
+	l.ok(p.Apply(context.Background(), state.Diff{Set: []*state.Frontend{oneOfMany(0, 3, 0)}}))
+	if slots, known := count(); slots != 0 || known != 0 {
+		t.Errorf("%d slots and %d members are left in the kernel", slots, known)
+	}
 }
