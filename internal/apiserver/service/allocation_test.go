@@ -464,7 +464,51 @@ func TestConcurrentUpdates(t *testing.T) {
 	servers[0].checkGone("s")
 }
 
-// TestListedFields: Services written by somebody who knew no clusterIPs, families or policies are shown with them, and can be changed.
+// TestRetry: somebody else changes the Service between two tries of an update. The second try uses what the first
+// claimed, asked for or not, and what it does not need any more is released.
+func TestRetry(t *testing.T) {
+	for name, tt := range map[string]struct {
+		mine, theirs func(*corev1.Service)
+		want         form
+	}{
+		"asked for": {func(s *corev1.Service) {
+			healthCheck(30055)(s)
+			s.Spec.Ports[0].NodePort = 30056
+			s.Spec.IPFamilyPolicy = ptr.To(prefer)
+			s.Spec.ClusterIPs = []string{s.Spec.ClusterIP, "fd00:10:96::55"}
+		}, func(s *corev1.Service) { s.Labels = map[string]string{"a": "b"} }, forms[4]},
+		"any":              {func(s *corev1.Service) { healthCheck(0)(s); s.Spec.IPFamilyPolicy = ptr.To(prefer) }, func(s *corev1.Service) { s.Labels = map[string]string{"a": "b"} }, forms[4]},
+		"got by the other": {ofType("NodePort"), ofType("LoadBalancer"), forms[1]},
+		"dropped by mine":  {ofType("ExternalName"), ofType("NodePort"), forms[5]},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newCluster(t)
+			before := c.mustCreate(svc("s"))
+			tries := 0
+			info := rest.DefaultUpdatedObjectInfo(nil, func(_ context.Context, _, old runtime.Object) (runtime.Object, error) {
+				s := external(old.(*core.Service).DeepCopy())
+				tt.mine(s)
+				return defaulted(s), nil
+			})
+			between := func(context.Context, runtime.Object, runtime.Object) error {
+				if tries++; tries == 1 {
+					if _, err := c.edit("s", tt.theirs); err != nil {
+						t.Error(err)
+					}
+				}
+				return nil
+			}
+			obj, _, err := c.rest.Update(c.ctx, "s", info, rest.ValidateAllObjectFunc, between, false, &metav1.UpdateOptions{})
+			if err != nil || tries != 2 {
+				t.Fatalf("%d tries: %v", tries, err)
+			}
+			checkForm(t, before, obj.(*core.Service), tt.want)
+			c.checkAudit()
+		})
+	}
+}
+
+// TestOldObjects: Services written by somebody who knew no clusterIPs, families or policies are shown with them, and can be changed.
 func TestOldObjects(t *testing.T) {
 	c := newCluster(t)
 	for _, tt := range []struct {

@@ -36,7 +36,12 @@ type ledger struct {
 	gotAddrs map[netip.Addr]bool // claimed in etcd by this request; true: used by the current try
 	gotPorts map[int32]bool
 	old      holdings // of the stored object that the current try replaces
+	create   bool     // the current try replaces none
 	open     bool     // the current try may have reached the storage
+}
+
+func newLedger(al *allocator, dryRun bool) *ledger {
+	return &ledger{allocator: al, dryRun: dryRun, gotAddrs: map[netip.Addr]bool{}, gotPorts: map[int32]bool{}}
 }
 
 type ledgerKey struct{}
@@ -55,7 +60,7 @@ func ledgerFrom(ctx context.Context) (*ledger, error) {
 // try starts a try to store an object of owner in place of old (nil: there is none).
 func (l *ledger) try(ctx context.Context, owner claim.Owner, old *core.Service) {
 	l.open = false
-	l.old = holdingsOf(old)
+	l.old, l.create = holdingsOf(old), old == nil
 	if l.owner != owner {
 		l.releaseClaims(ctx, holdings{}) // of an object that was not stored, and will not be
 		l.owner = owner
@@ -120,20 +125,26 @@ func (l *ledger) claimAddresses(ctx context.Context, svc *core.Service) error {
 	return nil
 }
 
-// claimNodePorts: ports of the same number and different protocols (DNS) share a node port, unless they ask otherwise.
+// claimNodePorts: ports of the same number and different protocols (DNS) share a node port, unless they ask otherwise. Those
+// of different numbers may not ask for the same one, or only in an update: upstream is strange here, and so are we.
 func (l *ledger) claimNodePorts(ctx context.Context, svc *core.Service) error {
 	if !mayHaveNodePorts(svc) {
 		return nil
 	}
 	ports := svc.Spec.Ports
-	byPort := map[int32]int32{}
+	byPort, byNodePort := map[int32]int32{}, map[int32]int32{}
 	for i := range ports {
 		np := ports[i].NodePort
 		if np == 0 {
 			continue
 		}
+		path := field.NewPath("spec", "ports").Index(i).Child("nodePort")
+		if other := byNodePort[np]; l.create && other != 0 && other != ports[i].Port {
+			return invalid(svc, field.Invalid(path, np, fmt.Sprintf("provided port is already allocated, for port %d", other)))
+		}
+		byNodePort[np] = ports[i].Port
 		if err := l.takePort(ctx, np); err != nil {
-			return refused(svc, err, field.Invalid(field.NewPath("spec", "ports").Index(i).Child("nodePort"), np, err.Error()))
+			return refused(svc, err, field.Invalid(path, np, err.Error()))
 		}
 		if byPort[ports[i].Port] == 0 {
 			byPort[ports[i].Port] = np

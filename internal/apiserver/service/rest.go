@@ -101,7 +101,7 @@ func (r *REST) Update(ctx context.Context, name string, info rest.UpdatedObjectI
 // ledger starts a ledger for one write, with the context to write under. The write gives up in time: what it claimed and
 // then did not use may be released by repair only when it can no longer be stored.
 func (r *REST) ledger(ctx context.Context, dryRun []string) (*ledger, context.Context, context.CancelFunc) {
-	l := &ledger{allocator: r.alloc, dryRun: dryrun.IsDryRun(dryRun)}
+	l := newLedger(r.alloc, dryrun.IsDryRun(dryRun))
 	write, cancel := context.WithTimeout(withLedger(ctx, l), r.patience)
 	return l, write, cancel
 }

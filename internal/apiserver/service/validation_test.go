@@ -83,8 +83,12 @@ var rules = []struct {
 	}, "spec.ports[1].nodePort: Duplicate value: 30001"},
 	{"same node port of two protocols", func(s *corev1.Service) {
 		s.Spec.Type = "NodePort"
-		ports(corev1.ServicePort{Name: "a", Port: 1, NodePort: 30001}, corev1.ServicePort{Name: "b", Port: 2, NodePort: 30001, Protocol: "UDP"})(s)
+		ports(corev1.ServicePort{Name: "a", Port: 1, NodePort: 30001}, corev1.ServicePort{Name: "b", Port: 1, NodePort: 30001, Protocol: "UDP"})(s)
 	}, ""},
+	{"same node port of two protocols and ports", func(s *corev1.Service) {
+		s.Spec.Type = "NodePort"
+		ports(corev1.ServicePort{Name: "a", Port: 1, NodePort: 30001}, corev1.ServicePort{Name: "b", Port: 2, NodePort: 30001, Protocol: "UDP"})(s)
+	}, "spec.ports[1].nodePort: Invalid value: 30001: provided port is already allocated, for port 1"},
 	{"node port out of range", func(s *corev1.Service) { s.Spec.Type, s.Spec.Ports[0].NodePort = "NodePort", 29999 }, "spec.ports[0].nodePort: Invalid value: 29999: provided port is not in the valid range. The range of valid ports is 30000-32767"},
 	{"node port negative", func(s *corev1.Service) { s.Spec.Type, s.Spec.Ports[0].NodePort = "NodePort", -1 }, "spec.ports[0].nodePort: Invalid value: -1"},
 
@@ -213,6 +217,8 @@ func TestRulesOnUpdate(t *testing.T) {
 			case tt.name == "external with policy", tt.name == "external with families":
 				want = "" // what the Service has had is dropped, not refused
 			case to.Spec.Type == corev1.ServiceTypeExternalName:
+			case tt.name == "same node port of two protocols and ports":
+				want = "" // upstream refuses it only on create
 			case tt.name == "clusterIPs without clusterIP":
 				want = "first value must match `clusterIP`" // which is carried over
 			case to.Spec.ClusterIP == corev1.ClusterIPNone && want == "",
