@@ -60,6 +60,7 @@ type spawn struct {
 	netns    string   // name, "" for the machine's
 	hostname string
 	mounts   []runtime.Mount
+	trees    []int // of mounts, see openTrees
 	points   *mountpoints
 	roRoot   bool
 	group    *cgroup.Group
@@ -96,6 +97,19 @@ func (s *spawn) start() (p *pidfd, mntns uint64, err error) {
 		}
 		defer net.Close()
 	}
+	// Outer mounts first, so that inner ones land in them.
+	s.mounts = slices.Clone(s.mounts)
+	slices.SortStableFunc(s.mounts, func(a, b runtime.Mount) int {
+		return strings.Count(filepath.Clean(a.Target), "/") - strings.Count(filepath.Clean(b.Target), "/")
+	})
+	s.trees = openTrees(s.mounts)
+	defer func() {
+		for _, fd := range s.trees {
+			if fd >= 0 {
+				unix.Close(fd)
+			}
+		}
+	}()
 	err = onThread(func() error {
 		if err := s.enter(); err != nil {
 			return err
@@ -113,7 +127,7 @@ func (s *spawn) start() (p *pidfd, mntns uint64, err error) {
 			return err
 		}
 		var st unix.Stat_t
-		if err := unix.Stat(fmt.Sprintf("/proc/thread-self/ns/mnt"), &st); err == nil {
+		if err := unix.Stat("/proc/thread-self/ns/mnt", &st); err == nil {
 			mntns = st.Ino
 		}
 		if err := s.privileges(); err != nil {
@@ -185,14 +199,9 @@ func (s *spawn) enter() error {
 			return fmt.Errorf("make the root file system read-only: %w", err)
 		}
 	}
-	// Outer mounts first, so that inner ones land in them.
-	mounts := slices.Clone(s.mounts)
-	slices.SortStableFunc(mounts, func(a, b runtime.Mount) int {
-		return strings.Count(filepath.Clean(a.Target), "/") - strings.Count(filepath.Clean(b.Target), "/")
-	})
 	var done []string
-	for _, m := range mounts {
-		if err := s.mount(m, done); err != nil {
+	for i, m := range s.mounts {
+		if err := s.mount(m, s.trees[i], done); err != nil {
 			return fmt.Errorf("mount %s at %s: %w", m.Source, m.Target, err)
 		}
 		done = append(done, filepath.Clean(m.Target))
@@ -200,7 +209,31 @@ func (s *spawn) enter() error {
 	return nil
 }
 
-func (s *spawn) mount(m runtime.Mount, earlier []string) error {
+// attach puts a tree that openTrees has taken, or the source as this namespace
+// has it, at its target.
+func attach(m runtime.Mount, tree int) error {
+	if tree < 0 {
+		return unix.Mount(m.Source, m.Target, "", unix.MS_BIND|unix.MS_REC, "")
+	}
+	return unix.MoveMount(tree, "", unix.AT_FDCWD, m.Target, unix.MOVE_MOUNT_F_EMPTY_PATH)
+}
+
+// openTrees takes the sources of mounts as the machine has them now: the
+// template is older, and sees a later mount only where the machine's mounts are
+// shared. -1 stands for what could not be taken (before Linux 5.2).
+func openTrees(mounts []runtime.Mount) []int {
+	trees := make([]int, len(mounts))
+	for i, m := range mounts {
+		fd, err := unix.OpenTree(unix.AT_FDCWD, m.Source, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+		if err != nil {
+			fd = -1
+		}
+		trees[i] = fd
+	}
+	return trees
+}
+
+func (s *spawn) mount(m runtime.Mount, tree int, earlier []string) error {
 	fi, err := os.Stat(m.Source)
 	if err != nil {
 		return err
@@ -209,7 +242,7 @@ func (s *spawn) mount(m runtime.Mount, earlier []string) error {
 	if err := s.points.ensure(m.Target, fi.IsDir(), !inVolume); err != nil {
 		return err
 	}
-	if err := unix.Mount(m.Source, m.Target, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+	if err := attach(m, tree); err != nil {
 		return err
 	}
 	if m.Propagation != 0 {
