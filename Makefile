@@ -54,6 +54,10 @@ lint: ## gofmt, go vet, staticcheck
 	$(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./...
 
+.PHONY: bench-proxy
+bench-proxy: ## measure the proxy at five sizes of cluster (needs root)
+	@bench/proxy.sh
+
 .PHONY: bench-dns
 bench-dns: ## compare DNS with CoreDNS: questions per second, latency, memory (needs root)
 	@bench/dns.sh

@@ -35,7 +35,7 @@ func main() {
 		conns   = flag.Int("connections", 4000, "new connections to measure, each way; 0 for none")
 		starts  = flag.Int("starts", 3, "cold starts and restarts to measure; the median is printed")
 		verbose = flag.Bool("v", false, "show what the program logs")
-		profile = flag.String("profile", "", "write CPU profiles of the cold starts to files of this prefix")
+		profile = flag.String("profile", "", "write CPU profiles of the starts to files of this prefix")
 	)
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -67,8 +67,8 @@ func run(ctx context.Context, binary, sizes string, o options) error {
 		list = append(list, size{n, m})
 	}
 	fmt.Printf("fairway-node proxy, %d CPUs, load average %s, %s\n\n", runtime.NumCPU(), load(), time.Now().UTC().Format(time.RFC3339))
-	fmt.Println("| Services×endpoints | cold start s | its CPU s | RSS MiB (peak) | restart s | 1 change p50 ms | p99 ms | CPU ms/change | kernel MiB | new connection ÷ direct |")
-	fmt.Println("|---|---|---|---|---|---|---|---|---|---|")
+	fmt.Println("| Services×endpoints | cold start s (CPU s) | RSS MiB (peak) | restart s (CPU s) | 1 change p50 ms | p99 ms | CPU ms/change | kernel MiB | new connection ÷ direct |")
+	fmt.Println("|---|---|---|---|---|---|---|---|---|")
 	for _, s := range list {
 		r, err := measure(ctx, binary, s, o)
 		if err != nil {
@@ -80,7 +80,8 @@ func run(ctx context.Context, binary, sizes string, o options) error {
 cold start: from the start of the process, with nothing in the kernel, to the
   complete table (the program's own word, checked against the number of map
   elements in the kernel); restart: the same with the table already there,
-  after kill -9. Medians.
+  after kill -9. Medians, and the CPU time of the program and of the kernel on
+  its account in the last one.
 1 change: one endpoint replaced; from the API server having it to the kernel's
   announcement of the transaction. The next change comes 2 ms after.
 new connection: TCP connect through a ClusterIP over a direct one to the same

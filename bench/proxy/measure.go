@@ -20,6 +20,7 @@ type result struct {
 	size            size
 	cold, restart   []time.Duration
 	coldCPU         time.Duration
+	restartCPU      time.Duration
 	rss, peak       int
 	changes         []time.Duration
 	cpuPerChange    time.Duration
@@ -33,8 +34,8 @@ func (r *result) row() string {
 		ratio = fmt.Sprintf("%.2f (%.0f µs)", float64(quantile(r.through, .5))/float64(quantile(r.direct, .5)), float64(quantile(r.direct, .5))/1e3)
 	}
 	ms := func(d time.Duration) float64 { return float64(d) / 1e6 }
-	return fmt.Sprintf("| %v | %.2f | %.2f | %d (%d) | %.2f | %.2f | %.2f | %.2f | %d | %s |",
-		r.size, quantile(r.cold, .5).Seconds(), r.coldCPU.Seconds(), r.rss>>20, r.peak>>20, quantile(r.restart, .5).Seconds(),
+	return fmt.Sprintf("| %v | %.2f (%.2f) | %d (%d) | %.2f (%.2f) | %.2f | %.2f | %.2f | %d | %s |",
+		r.size, quantile(r.cold, .5).Seconds(), r.coldCPU.Seconds(), r.rss>>20, r.peak>>20, quantile(r.restart, .5).Seconds(), r.restartCPU.Seconds(),
 		ms(quantile(r.changes, .5)), ms(quantile(r.changes, .99)), ms(r.cpuPerChange), r.kernel>>20, ratio)
 }
 
@@ -103,13 +104,18 @@ func measure(ctx context.Context, binary string, s size, o options) (*result, er
 		time.Sleep(time.Second)
 		r.kernel = kernelMemory() - before
 	}
-	for range o.starts {
+	for i := range o.starts {
 		p.kill()
 		p = nil
-		if p, err = start(ctx, ns, binary, kubeconfig, "", o.verbose); err != nil {
+		profile := o.profile
+		if profile != "" {
+			profile = fmt.Sprintf("%s-%v-again-%d", profile, s, i)
+		}
+		if p, err = start(ctx, ns, binary, kubeconfig, profile, o.verbose); err != nil {
 			return nil, err
 		}
 		r.restart = append(r.restart, p.ready)
+		r.restartCPU = p.cpu()
 	}
 	time.Sleep(time.Second)
 	if err := r.oneByOne(ctx, ns, api, p, o.changes); err != nil {

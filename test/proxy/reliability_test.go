@@ -121,8 +121,8 @@ func echo(l net.Listener) {
 	}
 }
 
-// proxy is a running fairway-node proxy.
-type proxy struct {
+// process is a running fairway-node proxy.
+type process struct {
 	cmd    *exec.Cmd
 	exited chan error
 	mu     sync.Mutex
@@ -130,7 +130,7 @@ type proxy struct {
 }
 
 // start runs a build on the node until it says that the table is complete.
-func (c *cluster) start(t *testing.T, binary string) *proxy {
+func (c *cluster) start(t *testing.T, binary string) *process {
 	t.Helper()
 	cmd := exec.Command(binary, "proxy", "--kubeconfig", c.kubeconfig, "--hostname-override", "node-1", "--cluster-cidr", "10.244.0.0/16", "--oom-score-adj", "0",
 		"--conntrack-max-per-core", "0", "--conntrack-tcp-timeout-established", "0", "--conntrack-tcp-timeout-close-wait", "0")
@@ -138,7 +138,7 @@ func (c *cluster) start(t *testing.T, binary string) *proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &proxy{cmd: cmd, exited: make(chan error, 1)}
+	p := &process{cmd: cmd, exited: make(chan error, 1)}
 	if err := c.node.NS.Do(cmd.Start); err != nil {
 		t.Fatal(err)
 	}
@@ -165,14 +165,14 @@ func (c *cluster) start(t *testing.T, binary string) *proxy {
 	return p
 }
 
-func (p *proxy) text() string {
+func (p *process) text() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return strings.Join(p.log, "\n")
 }
 
 // stop sends a signal and waits for the end. It may be called again.
-func (p *proxy) stop(sig syscall.Signal) error {
+func (p *process) stop(sig syscall.Signal) error {
 	p.cmd.Process.Signal(sig)
 	err := <-p.exited
 	p.exited <- err
