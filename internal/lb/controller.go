@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -51,8 +52,9 @@ type controller struct {
 
 	mu       sync.Mutex
 	alloc    *ipam.Allocator
-	problems map[string]error // pools that are not valid
-	common   bool             // a pool gives out nodes' addresses
+	written  map[string]string // Services to the resource version written last
+	problems map[string]error  // pools that are not valid
+	common   bool              // a pool gives out nodes' addresses
 }
 
 func newController(o Options, client kubernetes.Interface, fairway *v1alpha1.Client) *controller {
@@ -63,6 +65,7 @@ func newController(o Options, client kubernetes.Interface, fairway *v1alpha1.Cli
 		poolsDirty: make(chan struct{}, 1),
 		usageDirty: make(chan struct{}, 1),
 		alloc:      ipam.New(o.PortBusy),
+		written:    map[string]string{},
 	}
 }
 
@@ -310,6 +313,10 @@ func (c *controller) reconcile(ctx context.Context, key string) error {
 	}
 	req, invalid := requestOf(svc, c.namespaceLabels(namespace))
 	c.mu.Lock()
+	if older(svc.ResourceVersion, c.written[key]) {
+		c.mu.Unlock()
+		return nil // what was written last is on its way here
+	}
 	var o ipam.Outcome
 	if invalid != nil {
 		// It keeps what it has.
@@ -328,8 +335,13 @@ func (c *controller) reconcile(ctx context.Context, key string) error {
 	c.mu.Lock()
 	c.alloc.Confirm(key)
 	c.changed()
+	if wrote != "" {
+		c.written[key] = wrote
+	} else {
+		delete(c.written, key)
+	}
 	c.mu.Unlock()
-	if wrote {
+	if wrote != "" {
 		c.tell(svc, o)
 	}
 	return nil
@@ -339,6 +351,7 @@ func (c *controller) drop(key string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.alloc.Remove(key)
+	delete(c.written, key)
 	c.changed()
 }
 
@@ -364,6 +377,14 @@ func (c *controller) tell(svc *corev1.Service, o ipam.Outcome) {
 	}
 	c.events.Event(svc, kind, now.Reason, now.Message)
 	c.logger.Debug("load balancer address", "service", svc.Namespace+"/"+svc.Name, "reason", now.Reason, "message", now.Message)
+}
+
+// older says whether a resource version is from before another one; they are
+// numbers that grow, per resource.
+func older(a, b string) bool {
+	x, err := strconv.ParseUint(a, 10, 64)
+	y, err2 := strconv.ParseUint(b, 10, 64)
+	return err == nil && err2 == nil && x < y
 }
 
 func signal(c chan struct{}) {

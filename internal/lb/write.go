@@ -72,10 +72,10 @@ func originsOf(o ipam.Outcome) string {
 
 // assign writes what a Service has: first the finalizer and where the addresses
 // come from, so that no address is ever out without them, then the status. It
-// returns whether anything had to be written. A Service that has changed
-// meanwhile is a conflict, and is to be looked at again.
-func assign(ctx context.Context, client kubernetes.Interface, svc *corev1.Service, o ipam.Outcome) (bool, error) {
-	wrote := false
+// returns the resource version that it wrote last, or "" if nothing had to be
+// written. A Service that has changed meanwhile is a conflict, and is to be
+// looked at again.
+func assign(ctx context.Context, client kubernetes.Interface, svc *corev1.Service, o ipam.Outcome) (wrote string, err error) {
 	services := client.CoreV1().Services(svc.Namespace)
 	origins := originsOf(o)
 	finalizers := svc.Finalizers
@@ -87,7 +87,7 @@ func assign(ctx context.Context, client kubernetes.Interface, svc *corev1.Servic
 		if err != nil {
 			return wrote, fmt.Errorf("write finalizer: %w", err)
 		}
-		svc, wrote = updated, true
+		svc, wrote = updated, updated.ResourceVersion
 	}
 	c := condition(svc, o)
 	in := ingressOf(o)
@@ -96,7 +96,7 @@ func assign(ctx context.Context, client kubernetes.Interface, svc *corev1.Servic
 	if same && apiequality.Semantic.DeepEqual(svc.Status.LoadBalancer.Ingress, in) {
 		return wrote, nil
 	}
-	return true, writeStatus(ctx, client, svc, in, &c)
+	return writeStatus(ctx, client, svc, in, &c)
 }
 
 // unassign takes away all that assign wrote: the addresses first, so that
@@ -135,7 +135,7 @@ func metadataPatch(svc *corev1.Service, finalizers []string, origins string) []b
 	return encode(map[string]any{"metadata": m})
 }
 
-func writeStatus(ctx context.Context, client kubernetes.Interface, svc *corev1.Service, in []corev1.LoadBalancerIngress, c *metav1.Condition) error {
+func writeStatus(ctx context.Context, client kubernetes.Interface, svc *corev1.Service, in []corev1.LoadBalancerIngress, c *metav1.Condition) (string, error) {
 	patch := encode(map[string]any{
 		"metadata": map[string]any{"resourceVersion": svc.ResourceVersion},
 		"status": map[string]any{
@@ -143,12 +143,12 @@ func writeStatus(ctx context.Context, client kubernetes.Interface, svc *corev1.S
 			"conditions":   []any{c},
 		},
 	})
-	_, err := client.CoreV1().Services(svc.Namespace).Patch(ctx, svc.Name, types.StrategicMergePatchType, patch,
+	updated, err := client.CoreV1().Services(svc.Namespace).Patch(ctx, svc.Name, types.StrategicMergePatchType, patch,
 		metav1.PatchOptions{FieldManager: fieldManager}, "status")
 	if err != nil {
-		return fmt.Errorf("write status: %w", err)
+		return "", fmt.Errorf("write status: %w", err)
 	}
-	return nil
+	return updated.ResourceVersion, nil
 }
 
 func clearStatus(ctx context.Context, client kubernetes.Interface, svc *corev1.Service) (*corev1.Service, error) {
