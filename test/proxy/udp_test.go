@@ -1,0 +1,147 @@
+package proxy_test
+
+import (
+	"net"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"fairway.dev/fairway/bench/proxy/fakeapi"
+	"fairway.dev/fairway/internal/testenv"
+)
+
+// sayName answers every datagram with the address it came to.
+func sayName(c net.PacketConn) {
+	buf := make([]byte, 64)
+	for {
+		_, from, err := c.ReadFrom(buf)
+		if err != nil {
+			return
+		}
+		host, _, _ := net.SplitHostPort(c.LocalAddr().String())
+		c.WriteTo([]byte(host), from)
+	}
+}
+
+// setDNS sets a UDP Service with the endpoints given by number; service is
+// false to set the endpoints alone.
+func (c *cluster) setDNS(service bool, which ...int) {
+	port, name, udp := int32(5353), "", corev1.ProtocolUDP
+	if service {
+		c.api.Set(fakeapi.Services, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "dns"},
+			Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeNodePort, ClusterIP: "10.96.0.53", ClusterIPs: []string{"10.96.0.53"},
+				Ports: []corev1.ServicePort{{Port: 53, NodePort: 30053, Protocol: corev1.ProtocolUDP}}}})
+	}
+	sl := &discoveryv1.EndpointSlice{
+		ObjectMeta:  metav1.ObjectMeta{Namespace: "ns", Name: "dns-x", Labels: map[string]string{discoveryv1.LabelServiceName: "dns"}},
+		AddressType: discoveryv1.AddressTypeIPv4, Ports: []discoveryv1.EndpointPort{{Name: &name, Port: &port, Protocol: &udp}},
+	}
+	for _, i := range which {
+		sl.Endpoints = append(sl.Endpoints, discoveryv1.Endpoint{Addresses: []string{endpointIP(i)}})
+	}
+	c.api.Set(fakeapi.EndpointSlices, sl)
+}
+
+// flow is a client that sends from one socket without a pause.
+type flow struct {
+	t    *testing.T
+	name string
+	conn net.Conn
+}
+
+func (c *cluster) flow(t *testing.T, address string) *flow {
+	t.Helper()
+	conn, err := c.client.Dial("udp4", address, time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return &flow{t, address, conn}
+}
+
+// ask sends one datagram and returns who answers, or "".
+func (f *flow) ask() string {
+	f.conn.Write([]byte("who?"))
+	f.conn.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
+	buf := make([]byte, 64)
+	n, err := f.conn.Read(buf)
+	if err != nil {
+		return ""
+	}
+	return string(buf[:n])
+}
+
+// answered waits until one of the servers given answers, sending all the time.
+func (f *flow) answered(what string, which ...int) {
+	f.t.Helper()
+	var got string
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); {
+		got = f.ask()
+		for _, i := range which {
+			if got == endpointIP(i) {
+				return
+			}
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	f.t.Fatalf("%s: %s is answered by %q, want one of %v", what, f.name, got, which)
+}
+
+// TestUDPFlows: a client that never pauses is led to an endpoint that is there.
+func TestUDPFlows(t *testing.T) {
+	testenv.RequireRoot(t)
+	c := newCluster(t)
+	for i := range endpoints {
+		go sayName(c.servers.ListenPacket(t, "udp4", endpointIP(i)+":5353"))
+	}
+	binary := build(t, "one")
+	p := c.start(t, binary)
+	cluster, port := c.flow(t, "10.96.0.53:53"), c.flow(t, "192.0.2.1:30053")
+	both := func(what string, which ...int) {
+		t.Helper()
+		cluster.answered(what, which...)
+		port.answered(what, which...)
+	}
+	for range 4 { // before there is a Service: nobody answers, but the kernel may remember
+		if got := cluster.ask() + port.ask(); got != "" {
+			t.Fatalf("answered by %q without a Service", got)
+		}
+	}
+	c.setDNS(true, 0)
+	both("first endpoint", 0)
+
+	// Another endpoint comes: flows under way stay.
+	c.setDNS(false, 0, 1)
+	for range 50 {
+		if a, b := cluster.ask(), port.ask(); a != endpointIP(0) || b != endpointIP(0) {
+			t.Fatalf("a flow moved to %q, %q though its endpoint serves", a, b)
+		}
+	}
+	c.setDNS(false, 1)
+	both("its endpoint is gone", 1)
+	c.setDNS(false)
+	for deadline := time.Now().Add(30 * time.Second); cluster.ask() != "" || port.ask() != ""; {
+		if time.Now().After(deadline) {
+			t.Fatal("still answered though no endpoint is left")
+		}
+	}
+	c.setDNS(false, 2)
+	both("an endpoint again", 2)
+
+	// The same while no proxy is there to see it.
+	p.stop(syscall.SIGKILL)
+	c.setDNS(false, 3)
+	if got := cluster.ask(); got != endpointIP(2) {
+		t.Errorf("without a proxy answered by %q, want what it left", got)
+	}
+	p = c.start(t, binary)
+	both("after a start", 3)
+	if s := p.text(); strings.Contains(s, "level=ERROR") {
+		t.Errorf("the proxy complains:\n%s", s)
+	}
+}
