@@ -130,3 +130,43 @@ func BenchmarkChange(b *testing.B) {
 		p.Close()
 	}
 }
+
+// BenchmarkConnect is a new TCP connection, its first answer and its end, from
+// the client to a Pod: directly, and through a ClusterIP, a node port and an
+// affinity Service, in turns. The ratios are to the direct one, which is
+// conntracked too.
+func BenchmarkConnect(b *testing.B) {
+	for _, a := range []addresses{ipv4, ipv6} {
+		b.Run(a.name, func(b *testing.B) {
+			l := newLab(b)
+			port := nodePort(state.TCP, a, 1)
+			keeps := clusterIP(state.TCP, a.service+":81", 1)
+			keeps.Affinity = time.Hour
+			fs := append(slices.Collect(many(10_000, 5)), clusterIP(state.TCP, a.service+":80", 1), keeps, port)
+			must(b, l.p.Replace(context.Background(), slices.Values(fs)))
+			ways := []string{netip.AddrPortFrom(netip.MustParseAddr(a.pod[1]), 8080).String(), a.service + ":80", a.node + ":30080", a.service + ":81"}
+			took := make([][]time.Duration, len(ways))
+			const slice = 50
+			for b.Loop() {
+				for i, way := range ways {
+					for range slice {
+						start := time.Now()
+						if _, _, err := l.ask(l.client, state.TCP, way); err != nil {
+							b.Fatal(err)
+						}
+						took[i] = append(took[i], time.Since(start))
+					}
+				}
+			}
+			median := func(i int) float64 {
+				slices.Sort(took[i])
+				return float64(took[i][len(took[i])/2])
+			}
+			direct := median(0)
+			b.ReportMetric(direct/1000, "direct-µs")
+			b.ReportMetric(median(1)/direct, "clusterip-ratio")
+			b.ReportMetric(median(2)/direct, "nodeport-ratio")
+			b.ReportMetric(median(3)/direct, "affinity-ratio")
+		})
+	}
+}

@@ -47,6 +47,16 @@ func (c *changes) forget(f int) {
 	c.stamp[f] = 0
 }
 
+// size is how many bytes it keeps.
+func (c *changes) size() (n int) {
+	for f := range families {
+		for k := range kinds {
+			n += cap(c.del[f][k].b) + cap(c.add[f][k].b)
+		}
+	}
+	return n
+}
+
 // emit writes the changes of a family into a batch.
 func (c *changes) emit(b *batch, f int, g *generation) {
 	for k := range kinds {

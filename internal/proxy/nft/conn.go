@@ -18,7 +18,7 @@ import (
 const (
 	sendBuffer    = 1<<30 - 1
 	receiveBuffer = 8 << 20
-	recvChunk     = 256 << 10
+	recvChunk     = 64 << 10
 )
 
 // Attribute types of an extended ack (enum nlmsgerr_attrs).

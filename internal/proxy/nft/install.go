@@ -36,12 +36,16 @@ func (p *Programmer) needs() (n [2][kinds]int) {
 
 // replace programs p.held into whatever the kernel has.
 func (p *Programmer) replace() error {
+	gen, err := p.c.generation()
+	if err != nil {
+		return err
+	}
+	deep := p.monitor.cover(gen) || p.deep
 	is, err := p.read()
 	if err != nil {
 		return err
 	}
 	p.ch.reset()
-	deep := p.monitor.tampered.Swap(false) || p.deep
 	p.deep = true // until this has succeeded
 	var fresh [2]bool
 	need := p.needs()
@@ -122,7 +126,21 @@ func (p *Programmer) install(is *found, fresh [2]bool) error {
 		return err
 	}
 	p.forget = false
+	p.trim()
 	return nil
+}
+
+// keptBuffer is how many bytes a buffer keeps between transactions.
+const keptBuffer = 1 << 20
+
+// trim gives the memory of large transactions back.
+func (p *Programmer) trim() {
+	if cap(p.b.b) > keptBuffer {
+		p.b = newBatch(p.table)
+	}
+	if p.ch.size() > keptBuffer {
+		p.ch = changes{}
+	}
 }
 
 // fill makes a family's new generation and adds the elements, in transactions

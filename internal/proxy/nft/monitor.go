@@ -7,7 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
-	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -22,11 +22,22 @@ type monitor struct {
 	table string
 	drift chan struct{}
 	file  *os.File // the socket, in the runtime's poller
-	// tampered is set when others may have changed the table; Replace clears it.
-	tampered atomic.Bool
-	ports    sync.Map // netlink ports of our connections, now and before
-	done     chan struct{}
+	ports sync.Map // netlink ports of our connections, now and before
+	done  chan struct{}
+
+	mu sync.Mutex
+	// covered is the generation that was read last, and when: what came before
+	// is known. Notifications carry 16 bits of theirs.
+	covered   uint16
+	coveredAt time.Time
+	// tampered is set when others have changed the table since; last is the
+	// generation of that.
+	tampered bool
+	last     uint16
 }
+
+// lateness is how long after it a change may still be notified.
+const lateness = 10 * time.Second
 
 // monitorBuffer is how many bytes of notifications may wait.
 const monitorBuffer = 4 << 20
@@ -96,12 +107,40 @@ func (m *monitor) close() {
 
 // signal tells of a drift, unless one is told that nobody has heard yet.
 func (m *monitor) signal(why string, args ...any) {
-	m.tampered.Store(true)
 	select {
 	case m.drift <- struct{}{}:
 		m.log.Warn(why, args...)
 	default:
 	}
+}
+
+// tamper takes note of a change by somebody else.
+func (m *monitor) tamper(generation uint16, why string, args ...any) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.covered-generation < 1<<10 && time.Since(m.coveredAt) < lateness {
+		return
+	}
+	m.tampered, m.last = true, generation
+	m.signal(why, args...)
+}
+
+// cover says that the ruleset of a generation is about to be read, so that
+// changes up to there need no more attention. It reports whether there were
+// any.
+func (m *monitor) cover(generation uint32) (tampered bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.covered, m.coveredAt = uint16(generation), time.Now()
+	tampered = m.tampered
+	if tampered && int16(m.last-m.covered) <= 0 {
+		m.tampered = false
+		select {
+		case <-m.drift:
+		default:
+		}
+	}
+	return tampered
 }
 
 func (m *monitor) run() {
@@ -124,7 +163,10 @@ func (m *monitor) run() {
 		}
 		if errors.Is(rerr, unix.ENOBUFS) {
 			// Something was lost, perhaps a change to our table.
-			m.signal("lost notifications of ruleset changes; checking our nftables table", "table", m.table)
+			m.mu.Lock()
+			m.tampered, m.last = true, m.covered+1
+			m.signal("lost notifications of ruleset changes; our nftables table needs a check", "table", m.table)
+			m.mu.Unlock()
 			continue
 		}
 		if rerr != nil {
@@ -145,6 +187,7 @@ func (m *monitor) look(b []byte) {
 		return
 	}
 	hit := false
+	var generation uint16
 	messages(b, func(h unix.NlMsghdr, body []byte) error {
 		if hit || h.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || len(body) < nfgenHdrLen {
 			return nil
@@ -153,10 +196,11 @@ func (m *monitor) look(b []byte) {
 		if h.Type&0xff != unix.NFT_MSG_NEWGEN && body[0] == unix.NFPROTO_INET &&
 			attrStr(body[nfgenHdrLen:], unix.NFTA_TABLE_NAME) == m.table {
 			hit = true
+			generation = binary.BigEndian.Uint16(body[2:]) // nfgenmsg.res_id
 		}
 		return nil
 	})
 	if hit {
-		m.signal("somebody else changed our nftables table", "table", m.table, "netlinkPort", port)
+		m.tamper(generation, "somebody else changed our nftables table", "table", m.table, "netlinkPort", port)
 	}
 }
