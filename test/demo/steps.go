@@ -2,9 +2,11 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -30,10 +32,32 @@ var files = []string{
 func (d *demo) up(ctx context.Context) error {
 	d.title("Three nodes", "One binary, no cluster, no Docker: an API, nodes in network namespaces, the data plane, DNS, a load balancer.")
 	d.shows("fairway up --nodes 3 --zones a,b,c --detach")
-	if err := d.command(ctx, os.Stdout, "up", "--nodes", "3", "--zones", "a,b,c", "--detach", "--data-dir", d.dataDir); err != nil {
+	// Its closing words are for those who start it by hand.
+	if err := d.command(ctx, &untilReady{w: os.Stdout}, "up", "--nodes", "3", "--zones", "a,b,c", "--detach", "--data-dir", d.dataDir); err != nil {
 		return err
 	}
 	return d.connect()
+}
+
+// untilReady passes lines on up to the one that says Ready.
+type untilReady struct {
+	w    io.Writer
+	done bool
+}
+
+func (u *untilReady) Write(b []byte) (int, error) {
+	for _, line := range bytes.SplitAfter(b, []byte("\n")) {
+		if u.done {
+			break
+		}
+		if bytes.Contains(line, []byte("Ready")) {
+			line, u.done = bytes.Replace(line, []byte(" Try:"), nil, 1), true
+		}
+		if _, err := u.w.Write(line); err != nil {
+			return 0, err
+		}
+	}
+	return len(b), nil
 }
 
 func (d *demo) apply(ctx context.Context) error {
