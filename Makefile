@@ -63,6 +63,27 @@ bench-dns: ## compare DNS with CoreDNS: questions per second, latency, memory (n
 	@bench/dns.sh
 	@bench/dns.sh -services 100000 -rounds 3
 
+.PHONY: bench-api
+bench-api: ## start and size of the API server, and Services created per second
+	@bench/apiserver.sh
+	@bench/services.sh
+
+.PHONY: bench-endpoints
+bench-endpoints: ## from a Pod's readiness to its EndpointSlice, with 5,000 Services
+	@bench/endpoints.sh
+
+.PHONY: bench-lb
+bench-lb: ## addresses for 10,000 LoadBalancer Services
+	@bench/lb.sh
+
+.PHONY: bench-up
+bench-up: build ## how long `fairway up` takes and how large it is (needs root)
+	@bench/up.sh
+
+.PHONY: docs
+docs: build ## write docs/commands/ anew from the commands' own help
+	@scripts/docs
+
 .PHONY: clean
 clean: ## remove what was built
 	rm -rf $(BIN) dist
