@@ -43,6 +43,6 @@ func newLBStatusCmd() *cobra.Command {
 		},
 	}
 	flags.AddClient(cmd.Flags())
-	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
+	cmd.Flags().StringVarP(&output, "output", "o", "text", "how to print: text or json")
 	return cmd
 }

@@ -21,8 +21,8 @@ import (
 // Print collects a report and writes it: as tables, or as JSON if output is
 // "json".
 func Print(ctx context.Context, config *rest.Config, w io.Writer, output string) error {
-	if output != "" && output != "table" && output != "json" {
-		return fmt.Errorf("--output: %q is unknown: use table or json", output)
+	if output != "" && output != "text" && output != "json" {
+		return fmt.Errorf("--output: %q is unknown: must be text or json", output)
 	}
 	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
