@@ -19,7 +19,7 @@ import (
 
 const (
 	// reportInterval is how often an Announcer is written at most.
-	reportInterval = time.Second
+	reportInterval = 500 * time.Millisecond
 	// renewInterval is how often it is written at least.
 	renewInterval = 30 * time.Second
 	// reportMax is how many addresses an Announcer lists at most: the store takes

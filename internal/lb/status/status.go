@@ -242,9 +242,9 @@ func explain(a *Address, svc *corev1.Service, pools []v1alpha1.IPPool, announcer
 	case len(announcers) == 0:
 		a.Why = "nobody announces it: no announcer has ever run (fairway-node lb on the nodes)"
 	case svc.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal:
-		a.Why = "nobody announces it: externalTrafficPolicy is Local, and no eligible node that is alive has a ready endpoint"
+		a.Why = "nobody announces it yet: externalTrafficPolicy is Local, and no eligible node that is alive has a ready endpoint"
 	default:
-		a.Why = "nobody announces it: no eligible node is alive"
+		a.Why = "nobody announces it yet: no eligible node is alive"
 	}
 }
 
