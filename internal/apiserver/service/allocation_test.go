@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apiserver/pkg/registry/rest"
+	"k8s.io/apiserver/pkg/storage"
 	"k8s.io/kubernetes/pkg/apis/core"
 	"k8s.io/kubernetes/pkg/apis/networking"
 	networkingvalidation "k8s.io/kubernetes/pkg/apis/networking/validation"
@@ -410,9 +411,9 @@ func TestDeleteCollection(t *testing.T) {
 // TestTwoServers: two servers on one etcd, each busy with the same narrow ranges, never give the same thing twice, and
 // between them give all of it.
 func TestTwoServers(t *testing.T) {
-	storage := newStorage(t)
+	store := newStorage(t)
 	narrow := func(o *clusterOptions) {
-		o.storage, o.ports = storage, "30000-30063"
+		o.storage, o.ports = store, "30000-30063"
 		o.cidrs = []netip.Prefix{netip.MustParsePrefix("10.96.0.0/26")}
 	}
 	servers := []*cluster{newCluster(t, narrow), newCluster(t, narrow)}
@@ -437,8 +438,8 @@ func TestTwoServers(t *testing.T) {
 
 // TestConcurrentUpdates: many writers of one Service; tries that come too late use what they claimed in the next one.
 func TestConcurrentUpdates(t *testing.T) {
-	storage := newStorage(t)
-	servers := []*cluster{newCluster(t, func(o *clusterOptions) { o.storage = storage }), newCluster(t, func(o *clusterOptions) { o.storage = storage })}
+	store := newStorage(t)
+	servers := []*cluster{newCluster(t, func(o *clusterOptions) { o.storage = store }), newCluster(t, func(o *clusterOptions) { o.storage = store })}
 	servers[0].mustCreate(svc("s"))
 	var wg sync.WaitGroup
 	for n := range 6 {
@@ -582,5 +583,78 @@ func TestNewRefuses(t *testing.T) {
 	}
 	if _, err := New(Config{RESTOptions: opts, ServiceCIDRs: []netip.Prefix{v4CIDR}}); err == nil || !strings.Contains(err.Error(), "node port range") {
 		t.Errorf("without node ports: %v", err)
+	}
+}
+
+// lossy is a storage that does not say how a write went, having done it or not.
+type lossy struct {
+	storage.Interface
+	does bool
+	err  error
+}
+
+func (l *lossy) Create(ctx context.Context, key string, obj, out runtime.Object, ttl uint64) error {
+	if l.does {
+		if err := l.Interface.Create(ctx, key, obj, out, ttl); err != nil {
+			return err
+		}
+	}
+	return l.err
+}
+
+func (l *lossy) GuaranteedUpdate(ctx context.Context, key string, dest runtime.Object, ignoreNotFound bool, pre *storage.Preconditions, update storage.UpdateFunc, cached runtime.Object) error {
+	try := func(in runtime.Object, meta storage.ResponseMeta) (runtime.Object, *uint64, error) {
+		out, ttl, err := update(in, meta)
+		if err == nil && !l.does {
+			err = l.err
+		}
+		return out, ttl, err
+	}
+	if err := l.Interface.GuaranteedUpdate(ctx, key, dest, ignoreNotFound, pre, try, cached); err != nil {
+		return err
+	}
+	return l.err
+}
+
+// TestUncertain: when it is not known whether a Service was stored, nothing is released; what turns out to be too much,
+// repair releases.
+func TestUncertain(t *testing.T) {
+	for name, err := range map[string]error{
+		"deadline":    context.DeadlineExceeded,
+		"cancelled":   context.Canceled,
+		"unreachable": storage.NewUnreachableError("k", 0),
+		"timeout":     storage.NewTimeoutError("k", "slow"),
+		"etcd":        errors.New("etcdserver: leader changed"),
+	} {
+		for _, does := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, stored: %v", name, does), func(t *testing.T) {
+				c := newCluster(t)
+				c.mustCreate(svc("old", ofType("NodePort")))
+				real := c.rest.Store.Storage.Storage
+				c.rest.Store.Storage.Storage = &lossy{real, does, err}
+				if _, err := c.create(svc("new", healthCheck(0), withPolicy(required))); err == nil {
+					t.Fatal("no error")
+				}
+				_, err := c.edit("old", func(s *corev1.Service) {
+					healthCheck(0)(s)
+					s.Spec.IPFamilyPolicy = ptr.To(required)
+					s.Spec.Ports[0].NodePort = 30099
+				})
+				if err == nil {
+					t.Fatal("no error")
+				}
+				c.rest.Store.Storage.Storage = real
+				for _, w := range c.audit() { // too many claims there may be, too few never
+					if !strings.Contains(w, "who does not hold it") {
+						t.Error(w)
+					}
+				}
+				if n := len(c.services()); (n == 2) != does {
+					t.Errorf("%d Services", n)
+				}
+				c.repairs(2)
+				c.checkAudit()
+			})
+		}
 	}
 }
