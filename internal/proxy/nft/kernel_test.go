@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"fairway.dev/fairway/internal/proxy/state"
 	"fairway.dev/fairway/internal/testenv"
 )
@@ -349,5 +351,22 @@ func TestBalance(t *testing.T) {
 			t.Errorf("chi-squared %.1f over %v", chi, sum)
 		}
 		t.Logf("chi-squared %.2f over %v", chi, sum)
+	})
+}
+
+// A client is refused at once even where the node knows no way to the address.
+func TestRefuseWithoutRoute(t *testing.T) {
+	each(t, func(t *testing.T, l *lab, a addresses) {
+		routes, err := l.node.NL.RouteList(nil, netlink.FAMILY_ALL)
+		l.ok(err)
+		for _, r := range routes {
+			if r.Gw != nil {
+				l.ok(l.node.NL.RouteDel(&r))
+			}
+		}
+		l.replace(clusterIP(state.TCP, a.service+":80", 2), clusterIP(state.TCP, a.service+":81"))
+		l.answers(l.pods[0], state.TCP, a.service+":80", "pod2", "")
+		l.refused(l.pods[0], state.TCP, a.service+":81")
+		l.refused(l.pods[0], state.UDP, a.service+":82")
 	})
 }

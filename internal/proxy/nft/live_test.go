@@ -311,3 +311,31 @@ func TestManyBackends(t *testing.T) {
 		t.Errorf("%d slots and %d members are left in the kernel", slots, known)
 	}
 }
+
+// Endpoints come and go by the thousand. A connection that reads the number
+// of backends before a change and looks for one of them after it must find
+// another.
+func TestChurnUnderLoad(t *testing.T) {
+	l := newLab(t)
+	four := func(pods ...int) *state.Frontend { return clusterIP(state.TCP, "10.96.0.10:80", pods...) }
+	six := func(pods ...int) *state.Frontend {
+		f := clusterIP(state.TCP, "[fd00:96::10]:80", pods...)
+		f.Affinity = time.Hour
+		return f
+	}
+	l.replace(four(1, 2, 3), six(1, 2, 3))
+	stop := l.traffic(t, trafficAddresses...)
+	for i := range 3000 {
+		switch i % 4 {
+		case 0:
+			l.apply([]*state.Frontend{four(1), six(1)})
+		case 1:
+			l.apply([]*state.Frontend{four(1, 2), six(1, 3)})
+		case 2:
+			l.apply([]*state.Frontend{four(2), six(3)})
+		case 3:
+			l.apply([]*state.Frontend{four(1, 2, 3), six(1, 2, 3)})
+		}
+	}
+	t.Logf("%d connections", stop())
+}

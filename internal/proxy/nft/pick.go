@@ -100,16 +100,20 @@ func (p *Programmer) pick(f *family, g *generation, c class, n int, first uint32
 		return []rule{rule{}.drop()}
 	}
 	nodePort := c.has(flagNodePort)
-	slot := func(r rule) rule {
-		if n == 1 {
-			return r.immediate(f.reg.x, host32(first))
-		}
-		return r.random(f.reg.x, uint32(n), first)
+	// A packet may have read the number of backends before a change and look for
+	// its slot after it. If that is gone, the first slot is there as long as
+	// there is any backend; with one backend this is a second look.
+	slot := func(r rule) rule { return r.random(f.reg.x, uint32(n), first) }
+	firstSlot := func(r rule) rule { return r.immediate(f.reg.x, host32(first)) }
+	if n == 1 {
+		slot = firstSlot
 	}
 	if c.affinity() == 0 {
-		return []rule{slot(rule{}.loadKey(f, nodePort)).
-			find(f.reg.d, g.sets[backends].name, f.reg.x).
-			dnat(f.nfproto, f.reg.x, f.reg.port)}
+		key := rule{}.loadKey(f, nodePort)
+		pick := func(r rule) rule {
+			return r.find(f.reg.d, g.sets[backends].name, f.reg.x).dnat(f.nfproto, f.reg.x, f.reg.port)
+		}
+		return []rule{pick(slot(key)), pick(firstSlot(key))}
 	}
 
 	// What a map with the address behind a first word leaves lies one further.
@@ -117,7 +121,8 @@ func (p *Programmer) pick(f *family, g *generation, c class, n int, first uint32
 	key := rule{}.loadSource(f).loadKey(f, nodePort).
 		// For nft(8), as in findClass: it shows these in place of the backend.
 		payload(netHeader, f.saddr, f.addrLen(), addr).payload(transportHeader, 0, 2, port)
-	chosen := slot(key).find(f.reg.d, g.sets[sticky].name, f.reg.x)
+	find := func(r rule) rule { return r.find(f.reg.d, g.sets[sticky].name, f.reg.x) }
+	chosen := find(slot(key))
 	ms := uint64(c.affinity() / time.Millisecond)
 	affinity := p.name(setAffinity, f)
 	const note = "saddr and sport after dport stand for the backend"
@@ -134,5 +139,6 @@ func (p *Programmer) pick(f *family, g *generation, c class, n int, first uint32
 			dnat(f.nfproto, addr, port).comment(note),
 		// The set is full: better a backend without memory than none.
 		chosen.dnat(f.nfproto, addr, port).comment(note),
+		find(firstSlot(key)).dnat(f.nfproto, addr, port).comment(note),
 	}
 }
