@@ -29,7 +29,7 @@ import (
 // The kill test runs servers and their etcd as processes of their own: this test binary again, in a role.
 const (
 	roleEnv     = "FAIRWAY_SERVICE_TEST_ROLE" // "etcd DIR LISTEN" or "server ENDPOINT SEED"
-	killLeakAge = 1500 * time.Millisecond
+	killLeakAge = 4 * time.Second
 	killNames   = 60 // Services that all servers fight for
 	killWorkers = 4  // per server
 )

@@ -41,6 +41,9 @@ type repairer struct {
 	told     map[string]bool    // what was reported in the last pass; it is not repeated while it lasts
 }
 
+// retryRepair is the time until the next pass after one that failed.
+const retryRepair = 2 * time.Second
+
 // suspect is a claim that has been seen without its Service. since is by this process's monotonic clock: no other clock is trusted.
 type suspect struct {
 	claim claim.Claim
@@ -65,12 +68,17 @@ func newRepairer(r *REST, cfg Config) *repairer {
 // run looks at once, and then every interval, or as soon as a suspect is due.
 func (r *repairer) run(ctx context.Context) {
 	for {
-		if err := r.pass(ctx); err != nil && ctx.Err() == nil {
-			r.log.Error("repair of Service addresses and node ports failed, will retry", "error", err)
+		err := r.pass(ctx)
+		if ctx.Err() != nil {
+			return
 		}
 		wait := r.interval
 		for _, s := range r.suspects {
 			wait = min(wait, max(r.leakAge-time.Since(s.since), 10*time.Millisecond))
+		}
+		if err != nil {
+			wait = retryRepair // often the storage is still starting
+			r.log.Warn("repair of Service addresses and node ports failed, will retry", "error", err, "after", wait)
 		}
 		select {
 		case <-ctx.Done():
@@ -106,23 +114,20 @@ func (r *repairer) pass(ctx context.Context) error {
 			kinds[1].holders[claim.PortID(p)] = append(kinds[1].holders[claim.PortID(p)], &items[i])
 		}
 	}
+	var errs []error // one thing that cannot be mended does not stop the others
 	suspects, told := map[string]suspect{}, map[string]bool{}
 	for i, k := range kinds {
 		claimed := make(map[string]claim.Claim, len(claims[i]))
 		for _, c := range claims[i] {
 			claimed[c.ID] = c
-			if err := r.checkClaim(ctx, k, c, suspects); err != nil {
-				return err
-			}
+			errs = append(errs, r.checkClaim(ctx, k, c, suspects))
 		}
 		for id, holders := range k.holders {
-			if err := r.checkHeld(ctx, k, id, holders, claimed, told); err != nil {
-				return err
-			}
+			errs = append(errs, r.checkHeld(ctx, k, id, holders, claimed, told))
 		}
 	}
 	r.suspects, r.told = suspects, told
-	return nil
+	return errors.Join(errs...)
 }
 
 func (r *repairer) kinds(ctx context.Context) ([]*kind, error) {
@@ -179,15 +184,20 @@ func (r *repairer) checkClaim(ctx context.Context, k *kind, c claim.Claim, suspe
 		suspects[key] = s
 		return nil
 	}
+	if len(holders) > 0 {
+		r.log.Warn("leak found: claimed for a Service that does not hold it, giving it to the one that does", k.name, c.ID, "service", c.Owner.String(), "to", ownerOf(holders[0]).String(), "claimed", c.Created)
+		return k.Rewrite(ctx, c, ownerOf(holders[0]))
+	}
 	r.log.Warn("leak found: claimed for a Service that does not hold it, releasing", k.name, c.ID, "service", c.Owner.String(), "claimed", c.Created)
 	if k.name == "clusterIP" {
 		regarding := &corev1.ObjectReference{APIVersion: "networking.k8s.io/v1", Kind: "IPAddress", Name: c.ID}
 		r.event(regarding, "IPAddressNotAllocated", "IPAddressAllocation", fmt.Sprintf("IPAddress: %s for Service %s appears to have leaked: cleaning up", c.ID, c.Owner))
 	}
-	if len(holders) > 0 {
-		return k.Rewrite(ctx, c, ownerOf(holders[0]))
+	err := k.Remove(ctx, c)
+	if err != nil {
+		suspects[key] = s // it has waited long enough
 	}
-	return k.Remove(ctx, c)
+	return err
 }
 
 // checkHeld reports what is wrong with a thing that Services hold, and claims it for them if nobody has.
