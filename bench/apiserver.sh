@@ -12,7 +12,7 @@ CGO_ENABLED=0 go build -ldflags="-s -w" -o "$bin" ./bench/apiserver
 "$bin" -idle 0s >/dev/null
 worst_ready=0 worst_rss=0
 for _ in $(seq "$runs"); do
-	line=$("$bin" -idle 20s)
+	line=$("$bin" -idle 30s)
 	echo "$line"
 	ready=$(sed 's/.*"ready_ms":\([0-9]*\).*/\1/' <<<"$line")
 	rss=$(sed 's/.*"rss_mb":\([0-9]*\).*/\1/' <<<"$line")

@@ -27,7 +27,7 @@ import (
 
 func main() {
 	dir := flag.String("data-dir", "", "data directory; default: a fresh one, removed at the end")
-	idle := flag.Duration("idle", 20*time.Second, "how long to stay idle before memory is read")
+	idle := flag.Duration("idle", 30*time.Second, "how long to stay idle before memory is read")
 	gogc := flag.Int("gogc", 0, "GOGC, 0 for Fairway's default")
 	verbose := flag.Bool("v", false, "print the server's log")
 	heap := flag.String("heap", "", "write a heap profile to this file at the end")
@@ -85,10 +85,7 @@ func run(dir string, idle time.Duration, gogc int, verbose bool, heap, cpu, kube
 			return err
 		}
 	}
-	time.Sleep(min(idle, lean.SettleAfter))
-	if err := lean.Settle(); err != nil {
-		return err
-	}
+	lean.Keep(context.Background(), slog.Default())
 	before := cpuTime()
 	time.Sleep(idle)
 	busy := cpuTime() - before

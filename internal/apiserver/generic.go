@@ -23,6 +23,8 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	aggregatorscheme "k8s.io/kube-aggregator/pkg/apiserver/scheme"
+	"k8s.io/kube-openapi/pkg/common"
+	"k8s.io/kube-openapi/pkg/common/restfuladapter"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 	controlplane "k8s.io/kubernetes/pkg/controlplane/apiserver"
 	"k8s.io/kubernetes/pkg/controlplane/apiserver/options"
@@ -133,6 +135,18 @@ func describe(config *genericapiserver.Config) {
 	config.OpenAPIConfig.Info.Title = "Kubernetes"
 	config.OpenAPIV3Config = genericapiserver.DefaultOpenAPIV3Config(definitions, namer)
 	config.OpenAPIV3Config.Info.Title = "Kubernetes"
+	// Without these, upstream's builder puts functions of its own here, and
+	// they keep the builder and the definitions of all types in memory, twice 10 MB.
+	config.OpenAPIConfig.GetOperationIDAndTagsFromRoute = operationIDAndTags
+	config.OpenAPIV3Config.GetOperationIDAndTagsFromRoute = operationIDAndTags
+}
+
+func operationIDAndTags(r common.Route) (string, []string, error) {
+	route, ok := r.(*restfuladapter.RouteAdapter)
+	if !ok {
+		return "", nil, fmt.Errorf("route %s is a %T, not a restful one", r.Path(), r)
+	}
+	return openapinamer.GetOperationIDAndTags(route.Route)
 }
 
 // buildStorage says how every resource is encoded and where it is stored.

@@ -19,6 +19,10 @@ var gates = map[string]bool{
 	// what Fairway has no use for. Several servers of one version do not need it.
 	"APIServerIdentity":                   false,
 	"UnknownVersionInteroperabilityProxy": false,
+	// Clients are on this machine: compressing answers, and a compressor's
+	// memory for each watch, buy nothing.
+	"APIResponseCompression": false,
+	"WatchListCompression":   false,
 }
 
 // setGates sets the gates once. It has to come before anything looks at one.

@@ -25,6 +25,29 @@ c000000000-c000400000 rw-p 00000000 00:00 0
 	}
 }
 
+func TestIsBusy(t *testing.T) {
+	for _, tc := range []struct {
+		was  bool
+		rate float64
+		want bool
+	}{
+		{false, 0, false}, {false, busyRate, false}, {false, busyRate + 1, true},
+		{true, busyRate, true}, {true, idleRate + 1, true}, {true, idleRate, false},
+	} {
+		if got := isBusy(tc.was, tc.rate); got != tc.want {
+			t.Errorf("was busy %v, allocates %v a second: %v, want %v", tc.was, tc.rate, got, tc.want)
+		}
+	}
+}
+
+func TestAllocated(t *testing.T) {
+	before := allocated()
+	keep := make([]byte, 1<<20)
+	if after := allocated(); after-before < uint64(len(keep)) {
+		t.Errorf("%d bytes more after allocating %d", after-before, len(keep))
+	}
+}
+
 func TestSettle(t *testing.T) {
 	if err := Settle(); err != nil {
 		t.Fatal(err)
