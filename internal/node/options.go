@@ -67,8 +67,8 @@ type Options struct {
 	// a moment must do.
 	Unrouted func(ctx context.Context, pod *v1.Pod) error
 
-	// CRISocket is the socket of a container runtime; "" looks in the usual
-	// places, "none" means none.
+	// CRISocket is the socket of a container runtime; "" takes that of
+	// $FAIRWAY_CRI_SOCKET or looks in the usual places, "none" means none.
 	CRISocket string
 	// MaxPods is how many Pods each node offers to run; default 500.
 	MaxPods int64

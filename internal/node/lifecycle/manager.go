@@ -42,8 +42,8 @@ type Config struct {
 	Services func(ctx context.Context, namespace string) ([]*v1.Service, error)
 	// RuntimeFor answers with the runtime for an image, or says why there is none.
 	RuntimeFor func(image string) (runtime.Runtime, error)
-	// Runtimes are all that may hold containers of this node.
-	Runtimes []runtime.Runtime
+	// Runtimes are all that may hold containers of this node, as of now.
+	Runtimes func() []runtime.Runtime
 	DNS      podspec.DNS
 	// Unrouted returns when no data plane sends new connections to the Pod any
 	// more, or when ctx ends. It may be nil.
@@ -81,7 +81,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	m.runCtx = ctx
 	m.mu.Unlock()
 	known := map[string][]runtime.State{}
-	for _, rt := range m.cfg.Runtimes {
+	for _, rt := range m.cfg.Runtimes() {
 		states, err := rt.List(ctx, m.cfg.Node)
 		if err != nil {
 			m.cfg.Logger.Warn("cannot list containers", "runtime", rt.Scheme(), "err", err)
@@ -205,7 +205,7 @@ func (m *Manager) destroy(ctx context.Context, uid string) error {
 	rec, err := readSandbox(dir)
 	var errs []error
 	if err == nil {
-		for _, rt := range m.cfg.Runtimes {
+		for _, rt := range m.cfg.Runtimes() {
 			if sb := rec.Sandboxes[rt.Scheme()]; sb != nil {
 				errs = append(errs, rt.RemoveSandbox(ctx, sb))
 			}

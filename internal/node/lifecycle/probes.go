@@ -51,7 +51,7 @@ func (w *worker) execOutput(ctx context.Context, c *container, cmd []string) (in
 	rt, id := c.rt, c.id
 	w.mu.Unlock()
 	out := &output{}
-	code, err := rt.Exec(ctx, id, cmd, runtime.Streams{Stdout: out, Stderr: out})
+	code, err := rt.Exec(ctx, id, cmd, runtime.Streams{Stdout: out, Stderr: out, Short: true})
 	out.mu.Lock()
 	defer out.mu.Unlock()
 	return code, out.buf.String(), err

@@ -231,7 +231,7 @@ func (w *worker) removeSandbox(ctx context.Context, rec *sandboxRecord) error {
 		return nil
 	}
 	var errs []error
-	for _, rt := range w.m.cfg.Runtimes {
+	for _, rt := range w.m.cfg.Runtimes() {
 		if sb := rec.Sandboxes[rt.Scheme()]; sb != nil {
 			errs = append(errs, rt.RemoveSandbox(ctx, sb))
 		}

@@ -113,6 +113,8 @@ type Streams struct {
 	Stdin          io.Reader
 	Stdout, Stderr io.WriteCloser
 	TTY            bool
+	// Short says that nobody looks on: output may come all at once at the end.
+	Short bool
 	// Resize gets the terminal's size when it changes.
 	Resize <-chan unix.Winsize
 }
