@@ -84,11 +84,6 @@ func (o *Options) writeConfig() error {
 }
 
 func (s *Settings) run(ctx context.Context, log *slog.Logger, o *Options) error {
-	// The table is long-lived and grows slowly, so collecting more often costs
-	// little and keeps the process small.
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(40)
-	}
 	cfg := s.Proxy
 	cfg.Logger = log
 	var err error
@@ -130,8 +125,13 @@ func (s *Settings) run(ctx context.Context, log *slog.Logger, o *Options) error 
 		select {
 		case <-ctx.Done():
 		case <-p.Synced():
-			// Give back what the start needed and the rest of life does not.
+			// Give back what the start needed and the rest of life does not. The
+			// table lives long and grows slowly, so collecting more often from now
+			// on costs little and keeps the process small.
 			time.Sleep(100 * time.Millisecond)
+			if os.Getenv("GOGC") == "" {
+				debug.SetGCPercent(40)
+			}
 			debug.FreeOSMemory()
 		}
 		stopProfile()
