@@ -32,6 +32,8 @@ type op struct {
 	name string
 }
 
+const verbAddRule = "add a rule to chain"
+
 // newBatch starts a transaction on a table.
 func newBatch(table string) *batch {
 	b := &batch{table: table}
@@ -132,7 +134,7 @@ func (b *batch) flushRules(chain string) {
 }
 
 func (b *batch) newRule(chain string, r rule) {
-	b.add(unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, "add a rule to chain", chain, func(w *wire) {
+	b.add(unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, verbAddRule, chain, func(w *wire) {
 		w.str(unix.NFTA_RULE_TABLE, b.table)
 		w.str(unix.NFTA_RULE_CHAIN, chain)
 		l := w.nest(unix.NFTA_RULE_EXPRESSIONS)

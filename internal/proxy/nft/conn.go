@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -160,6 +161,9 @@ type opError struct {
 func (e *opError) Error() string {
 	if e.hint != "" {
 		return fmt.Sprintf("%s: %v (%s)", e.op, e.errno, e.hint)
+	}
+	if e.errno == unix.ENOENT && strings.HasPrefix(e.op, verbAddRule) {
+		return fmt.Sprintf("%s: %v (a set is gone, or the kernel lacks one of nft_ct, nft_fib_inet, nft_masq, nft_nat, nft_numgen, nft_reject_inet)", e.op, e.errno)
 	}
 	return fmt.Sprintf("%s: %v", e.op, e.errno)
 }

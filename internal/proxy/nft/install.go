@@ -1,6 +1,7 @@
 package nft
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 )
@@ -35,7 +36,7 @@ func (p *Programmer) needs() (n [2][kinds]int) {
 }
 
 // replace programs p.held into whatever the kernel has.
-func (p *Programmer) replace() error {
+func (p *Programmer) replace(ctx context.Context) error {
 	gen, err := p.c.generation()
 	if err != nil {
 		return err
@@ -86,7 +87,7 @@ func (p *Programmer) replace() error {
 		}
 		fresh[i] = fresh[i] || p.ch.n-before > correctable
 	}
-	if err := p.install(is, fresh); err != nil {
+	if err := p.install(ctx, is, fresh); err != nil {
 		return err
 	}
 	p.deep, p.fresh = false, false
@@ -97,7 +98,7 @@ func (p *Programmer) replace() error {
 // rules, the node's facts; and p.ch into the generations that stay. Those that
 // are fresh are made and filled first, beside what is in use. The one
 // transaction at the end puts it all into force and deletes what is not ours.
-func (p *Programmer) install(is *found, fresh [2]bool) error {
+func (p *Programmer) install(ctx context.Context, is *found, fresh [2]bool) error {
 	var err error
 	if is == nil {
 		if is, err = p.read(); err != nil {
@@ -112,7 +113,7 @@ func (p *Programmer) install(is *found, fresh [2]bool) error {
 		}
 		_, serial := p.adoptable(f, is, need[i])
 		p.gens[i] = p.newGeneration(f, serial, need[i])
-		if err := p.fill(i, is.table); err != nil {
+		if err := p.fill(ctx, i, is.table); err != nil {
 			return err
 		}
 		is.table = true
@@ -145,7 +146,7 @@ func (p *Programmer) trim() {
 
 // fill makes a family's new generation and adds the elements, in transactions
 // of a good size. No rule uses it yet.
-func (p *Programmer) fill(i int, table bool) error {
+func (p *Programmer) fill(ctx context.Context, i int, table bool) error {
 	g, b := p.gens[i], p.b
 	b.reset()
 	if !table {
@@ -156,6 +157,9 @@ func (p *Programmer) fill(i int, table bool) error {
 	}
 	var ch changes
 	flush := func() error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		ch.emit(b, i, g)
 		if err := p.c.commit(b); err != nil {
 			return fmt.Errorf("fill %s: %w", g.sets[services].name, err)

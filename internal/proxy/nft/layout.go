@@ -229,7 +229,7 @@ func (p *Programmer) newGeneration(f *family, serial int, need [kinds]int) *gene
 // more. The kernel makes a power of two of buckets, a third more than Size, so
 // sizes are three quarters of powers of two.
 func roomFor(n int) uint32 {
-	size := uint32(768)
+	size := uint32(1536)
 	for int(size)*4/5 < n {
 		size *= 2
 	}

@@ -339,3 +339,42 @@ func TestChurnUnderLoad(t *testing.T) {
 	}
 	t.Logf("%d connections", stop())
 }
+
+// A predecessor died while it filled a generation: the next adopts what is in
+// use, if there is any, and leaves nothing of the other.
+func TestDiedWhileFilling(t *testing.T) {
+	ctx := context.Background()
+	for _, complete := range []bool{true, false} {
+		t.Run(fmt.Sprintf("complete before: %v", complete), func(t *testing.T) {
+			l, p := bareNode(t)
+			l.ok(p.Configure(ctx, labFacts))
+			fs := trafficServices(200)
+			if complete {
+				l.ok(p.Replace(ctx, slices.Values(fs)))
+			} else {
+				// As Replace begins on an empty kernel.
+				for _, f := range fs[:50] {
+					p.held[f.Key] = entry{f: f}
+				}
+			}
+			serial := 0
+			if complete {
+				serial = 1
+			}
+			p.gens[0] = p.newGeneration(families[0], serial, [kinds]int{})
+			l.ok(p.fill(ctx, 0, complete))
+			p.Close()
+
+			next := l.programmer(Config{})
+			l.ok(next.Configure(ctx, labFacts))
+			l.ok(next.Replace(ctx, slices.Values(fs)))
+			_, scratch := bareNode(t)
+			l.ok(scratch.Configure(ctx, labFacts))
+			l.ok(scratch.Replace(ctx, slices.Values(fs)))
+			sameTable(t, "after the next start", next, scratch)
+			if next.gens[0].sets[services].name != "services4" {
+				t.Errorf("generation %s is in use, want services4", next.gens[0].sets[services].name)
+			}
+		})
+	}
+}

@@ -174,7 +174,7 @@ func (p *Programmer) Configure(ctx context.Context, node state.NodeFacts) error 
 		return err
 	}
 	p.ch.reset()
-	if err := p.install(nil, [2]bool{}); err != nil {
+	if err := p.install(ctx, nil, [2]bool{}); err != nil {
 		return p.fail(fmt.Errorf("configure table %s: %w", p.table, err))
 	}
 	return nil
@@ -223,7 +223,7 @@ func (p *Programmer) Apply(ctx context.Context, diff state.Diff) error {
 		p.refClusterIP(e.f, -1)
 	}
 	p.settleClusterIPs()
-	if err := p.applyChanges(made); err != nil {
+	if err := p.applyChanges(ctx, made); err != nil {
 		return p.fail(fmt.Errorf("apply a change to table %s: %w", p.table, err))
 	}
 	return nil
@@ -266,7 +266,7 @@ func (p *Programmer) settleClusterIPs() {
 const spareClasses = 32
 
 // applyChanges commits p.ch together with the chains of new classes.
-func (p *Programmer) applyChanges(made [2][]class) error {
+func (p *Programmer) applyChanges(ctx context.Context, made [2][]class) error {
 	var grow [2]bool
 	for i := range families {
 		for k := range kinds {
@@ -276,7 +276,7 @@ func (p *Programmer) applyChanges(made [2][]class) error {
 		}
 	}
 	if grow[0] || grow[1] {
-		return p.install(nil, grow)
+		return p.install(ctx, nil, grow)
 	}
 	b := p.b
 	b.reset()
@@ -372,7 +372,7 @@ func (p *Programmer) Replace(ctx context.Context, all iter.Seq[*state.Frontend])
 		p.refClusterIP(f, 1)
 	}
 	clear(p.touched)
-	if err := p.replace(); err != nil {
+	if err := p.replace(ctx); err != nil {
 		p.fresh = true // if correcting what is there fails, do without it
 		return p.fail(fmt.Errorf("replace table %s: %w", p.table, err))
 	}
