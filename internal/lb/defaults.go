@@ -2,10 +2,12 @@ package lb
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"fairway.dev/fairway/api/v1alpha1"
 )
@@ -29,11 +31,27 @@ func EnsureNodeAddressPool(ctx context.Context, client *v1alpha1.Client) error {
 	})
 }
 
+// ensurePool makes the pool by server-side apply, which makes what is not
+// there. A create would wait: an API server puts off every create of a kind
+// whose definition is new by two seconds, so that other servers learn of it.
 func ensurePool(ctx context.Context, client *v1alpha1.Client, spec v1alpha1.IPPoolSpec) error {
-	_, err := client.IPPools().Create(ctx, &v1alpha1.IPPool{
-		ObjectMeta: metav1.ObjectMeta{Name: DefaultPool}, Spec: spec,
-	}, metav1.CreateOptions{FieldManager: fieldManager})
-	if err != nil && !apierrors.IsAlreadyExists(err) {
+	_, err := client.IPPools().Get(ctx, DefaultPool, metav1.GetOptions{})
+	if err == nil {
+		return nil
+	}
+	if !apierrors.IsNotFound(err) {
+		return fmt.Errorf("look for IPPool %q: %w", DefaultPool, err)
+	}
+	body, err := json.Marshal(map[string]any{
+		"apiVersion": v1alpha1.GroupVersion.String(), "kind": "IPPool",
+		"metadata": map[string]any{"name": DefaultPool}, "spec": spec,
+	})
+	if err != nil {
+		return err
+	}
+	_, err = client.IPPools().Patch(ctx, DefaultPool, types.ApplyPatchType, body, metav1.PatchOptions{FieldManager: fieldManager})
+	// A conflict is somebody else who made it in between.
+	if err != nil && !apierrors.IsConflict(err) {
 		return fmt.Errorf("create IPPool %q: %w", DefaultPool, err)
 	}
 	return nil
