@@ -34,10 +34,7 @@ type picker struct {
 // terminating is meant.
 func (p *picker) collect(list []*Slice, v6 bool, port *ServicePort) {
 	p.all = p.all[:0]
-	if p.seen == nil {
-		p.seen = map[netip.AddrPort]int{}
-	}
-	clear(p.seen)
+	empty(&p.seen)
 	for _, s := range list {
 		if s.V6 != v6 {
 			continue
@@ -172,7 +169,7 @@ func (p *picker) localReady(list []*Slice, v6 bool, nodeName string) int {
 // settle puts want into slots: who was in have keeps its slot, newcomers take
 // the free ones in order, and if slots are left over at the end the last
 // backends move forward into the gaps. It returns have itself if nothing
-// changed, else a new slice; want is not kept. seen is a buffer.
+// changed, else a new slice; want is not kept. seen is a buffer, empty.
 func settle(have, want []Backend, seen map[Backend]bool) []Backend {
 	if slices.Equal(have, want) {
 		return have
@@ -180,7 +177,6 @@ func settle(have, want []Backend, seen map[Backend]bool) []Backend {
 	if len(want) == 0 {
 		return nil
 	}
-	clear(seen)
 	for _, b := range want {
 		seen[b] = false
 	}

@@ -62,9 +62,6 @@ func family(v6 bool) int {
 // before holds the slots it has so far. The claims are valid until the next
 // call; what they point at is new or taken over from before.
 func (r *resolver) resolve(v *View, svc *Service, list []*Slice, before []settled) ([]claim, []settled) {
-	if r.slots == nil {
-		r.slots = map[Backend]bool{}
-	}
 	r.out = r.out[:0]
 	after := make([]settled, 0, len(svc.Ports)*len(svc.ClusterIPs))
 	for _, v6 := range [2]bool{false, true} {
@@ -103,10 +100,10 @@ func (r *resolver) endpoints(v *View, svc *Service, port *ServicePort, v6 bool, 
 	}
 	s := picked{any: c.any, settled: settled{
 		port: *port, v6: v6,
-		cluster: settle(old.cluster, c.cluster, r.slots),
-		serving: settle(old.serving, c.serving, r.slots),
+		cluster: settle(old.cluster, c.cluster, empty(&r.slots)),
+		serving: settle(old.serving, c.serving, empty(&r.slots)),
 	}}
-	if s.local = settle(old.local, c.local, r.slots); slices.Equal(s.local, s.cluster) {
+	if s.local = settle(old.local, c.local, empty(&r.slots)); slices.Equal(s.local, s.cluster) {
 		s.local = s.cluster // one copy is enough
 	}
 	if c.any && len(c.local) == 0 {

@@ -17,6 +17,7 @@ type Table struct {
 	claims   map[Key]*claim // the winner of each Key, and by next who waits
 	dirty    []*entry
 	resolver resolver
+	scratch  [2]map[Key]*Frontend // buffers of resolve
 	stats    Stats
 }
 
@@ -279,29 +280,33 @@ func (t *Table) resolve(e *entry, touched map[Key]*Frontend, res *Result) {
 	// Keep what is as it was, so that unchanged frontends stay the same objects
 	// and contested Keys keep their line. A Service may claim a Key twice, say
 	// as load-balancer address and as external IP: the better claim counts.
+	had, has := empty(&t.scratch[0]), empty(&t.scratch[1])
+	for _, f := range e.owned {
+		had[f.Key] = f
+	}
 	owned := make([]*Frontend, 0, len(claims))
 	for i := range claims {
 		c := &claims[i]
-		if slices.ContainsFunc(owned, func(f *Frontend) bool { return f.Key == c.frontend.Key }) {
+		k := c.frontend.Key
+		if has[k] != nil {
 			continue
 		}
-		at := slices.IndexFunc(e.owned, func(f *Frontend) bool { return f != nil && f.Key == c.frontend.Key })
-		if at >= 0 {
-			old := e.owned[at]
-			e.owned[at] = nil
-			if old.equal(c.frontend) && t.rankOf(old.Key, e.name) == c.rank {
-				owned = append(owned, old)
-				continue
+		f := c.frontend
+		switch old := had[k]; {
+		case old != nil && old.equal(f) && t.rankOf(k, e.name) == c.rank:
+			f = old
+		default:
+			note(k)
+			if old != nil {
+				t.unclaim(k, e.name)
 			}
-			note(old.Key)
-			t.unclaim(old.Key, e.name)
+			t.claim(&claim{frontend: f, owner: c.owner, rank: c.rank})
 		}
-		note(c.frontend.Key)
-		t.claim(&claim{frontend: c.frontend, owner: c.owner, rank: c.rank})
-		owned = append(owned, c.frontend)
+		has[k] = f
+		owned = append(owned, f)
 	}
 	for _, old := range e.owned {
-		if old != nil {
+		if has[old.Key] == nil {
 			note(old.Key)
 			t.unclaim(old.Key, e.name)
 		}
@@ -338,6 +343,16 @@ func goneServing(out []Stale, before, after []settled, owned []*Frontend) []Stal
 		}
 	}
 	return out
+}
+
+// empty returns a buffer, emptied. One that had to grow much is given up:
+// emptying a map costs what it has ever held.
+func empty[K comparable, V any](m *map[K]V) map[K]V {
+	if *m == nil || len(*m) > 1024 {
+		*m = map[K]V{}
+	}
+	clear(*m)
+	return *m
 }
 
 func (t *Table) resolveHealth(e *entry, res *Result) {
