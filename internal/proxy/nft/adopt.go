@@ -17,22 +17,27 @@ import (
 // generation is quicker.
 const deepElements = 30_000
 
-// stamped reports whether the adopted generation bears the stamp of exactly
-// what is held, and has as many elements as that: nothing has changed since it
-// was left.
-func (p *Programmer) stamped(i int, need [kinds]int) (bool, error) {
+// stamped reads the stamp of the adopted generation. complete is whether it
+// has one at all, which is the last thing a new generation gets. right is
+// whether it is that of exactly what is held, with as many elements as that:
+// nothing has changed since it was left.
+func (p *Programmer) stamped(i int, need [kinds]int) (complete, right bool, err error) {
 	g := p.gens[i]
-	for k := range stamp {
-		if n := g.sets[k].count; k != sources && n >= 0 && n != need[k] {
-			return false, nil
-		}
-	}
 	var stamps [][]byte
-	err := p.elements(g.sets[stamp].name, func() { stamps = nil }, func(el element) error {
+	err = p.elements(g.sets[stamp].name, func() { stamps = nil }, func(el element) error {
 		stamps = append(stamps, bytes.Clone(el.key))
 		return nil
 	})
-	return err == nil && len(stamps) == 1 && bytes.Equal(stamps[0], stampKey(p.stamp[i])), err
+	if err != nil || len(stamps) != 1 {
+		return false, false, err
+	}
+	right = bytes.Equal(stamps[0], stampKey(p.stamp[i]))
+	for k := range stamp {
+		if n := g.sets[k].count; k != sources && n >= 0 && n != need[k] {
+			right = false
+		}
+	}
+	return true, right, nil
 }
 
 // adopt reads the services map of an adopted generation and records in p.ch
@@ -73,7 +78,9 @@ func (p *Programmer) adopt(i int) (bool, error) {
 		}
 		return nil
 	})
-	for _, k := range []kind{backends, sticky} {
+	// Each backend with affinity is a member; each address is there once.
+	slots[members], slots[clusterIPs] = slots[sticky], len(cluster)
+	for _, k := range []kind{backends, sticky, members, clusterIPs} {
 		if n := g.sets[k].count; n >= 0 && n != slots[k] {
 			ok = false
 		}

@@ -56,14 +56,16 @@ func (p *Programmer) replace(ctx context.Context) error {
 			fresh[i] = true
 			continue
 		}
+		complete, adopted, err := p.stamped(i, need[i])
+		if err != nil {
+			return err
+		}
+		if fresh[i] = !complete; fresh[i] {
+			continue
+		}
 		before := p.ch.n
-		adopted := !deep
-		if adopted {
-			adopted, err = p.stamped(i, need[i])
-			if err == nil && !adopted {
-				adopted, err = p.adopt(i)
-			}
-			if err != nil {
+		if adopted = adopted && !deep; !adopted && !deep {
+			if adopted, err = p.adopt(i); err != nil {
 				return err
 			}
 		}
