@@ -183,11 +183,13 @@ func (m *members) mutes() (names []string) {
 // alive though not heard, and whether this node has just become ready.
 func (m *members) tick(now time.Time) (dead, mute []string, becameReady bool) {
 	t := m.timing()
-	if gap := now.Sub(m.lastTick); gap > 2*t.interval {
+	if gap := now.Sub(m.lastTick); gap > 2*t.interval && len(m.peers) > 0 {
 		// It is this process that stood still: what it did not hear says nothing
 		// about the others.
 		for _, p := range m.peers {
-			p.last = p.last.Add(gap)
+			if p.last = p.last.Add(gap); p.last.After(now) {
+				p.last = now
+			}
 		}
 	}
 	m.lastTick = now

@@ -213,10 +213,22 @@ func handler(f func(obj any, gone bool)) cache.ResourceEventHandler {
 	}
 }
 
-// slim leaves out of the cache what nobody here reads.
+// slim leaves out of the cache what nobody here reads; in a large cluster that
+// is nearly everything.
 func slim(obj any) (any, error) {
 	if o, err := meta.Accessor(obj); err == nil {
 		o.SetManagedFields(nil)
+	}
+	switch o := obj.(type) {
+	case *discoveryv1.EndpointSlice:
+		o.Ports, o.Annotations = nil, nil
+		for i, e := range o.Endpoints {
+			o.Endpoints[i] = discoveryv1.Endpoint{NodeName: e.NodeName, Conditions: e.Conditions}
+		}
+	case *corev1.Service:
+		o.Spec.Ports, o.Spec.Selector = nil, nil
+	case *corev1.Node:
+		o.Annotations, o.Status.Images, o.Status.VolumesInUse, o.Status.VolumesAttached = nil, nil, nil, nil
 	}
 	return obj, nil
 }

@@ -79,6 +79,7 @@ type speaker struct {
 	responders map[responderKey]Responder
 	repeating  []repeat // by time
 	dirty      bool     // the report is to be written
+	repace     bool     // pace has changed
 }
 
 // claim is an address that this node announces.
@@ -110,7 +111,7 @@ func (s *speaker) run(ctx context.Context) error {
 	defer reports.stop()
 	defer s.close()
 
-	tick := time.NewTicker(s.members.timing().interval / 2)
+	tick := time.NewTicker(s.pace())
 	defer tick.Stop()
 	var sent, vouched time.Time
 	for {
@@ -127,7 +128,7 @@ func (s *speaker) run(ctx context.Context) error {
 			entries, nodes := sub.take()
 			if nodes != nil {
 				s.setNodes(ctx, nodes)
-				tick.Reset(s.members.timing().interval / 2)
+				s.repace = true
 			}
 			s.setEntries(entries)
 		case r := <-s.inbox:
@@ -146,6 +147,7 @@ func (s *speaker) run(ctx context.Context) error {
 				s.beat() // before claiming, so that others let go first
 				sent = now
 				s.electAll()
+				s.repace = true
 			case now.Sub(sent) >= s.members.timing().interval-time.Millisecond:
 				s.beat()
 				sent = now
@@ -172,11 +174,24 @@ func (s *speaker) run(ctx context.Context) error {
 			s.claimAll()
 			s.checkUsable()
 		}
+		if s.repace {
+			s.repace = false
+			tick.Reset(s.pace())
+		}
 		if s.dirty {
 			s.dirty = false
 			reports.set(s.report())
 		}
 	}
+}
+
+// pace is how often time is to be looked at; hardly ever by a node that is
+// alone.
+func (s *speaker) pace() time.Duration {
+	if len(s.members.peers) == 0 && s.members.phase == ready {
+		return time.Minute
+	}
+	return s.members.timing().interval / 2
 }
 
 // settle waits a moment for more changes of links: they come in bursts.
@@ -304,6 +319,7 @@ func (s *speaker) checkUsable() {
 	if !s.members.setUsable(fits || !eligible, time.Now()) {
 		return
 	}
+	s.repace = true
 	s.logger.Info("links to announce on have changed", "phase", s.members.phase)
 	s.beat()
 	s.electAll()
