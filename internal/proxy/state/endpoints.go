@@ -34,7 +34,11 @@ type picker struct {
 // terminating is meant.
 func (p *picker) collect(list []*Slice, v6 bool, port *ServicePort) {
 	p.all = p.all[:0]
-	empty(&p.seen)
+	n := 0
+	for _, s := range list {
+		n += len(s.Endpoints)
+	}
+	empty(&p.seen, n)
 	for _, s := range list {
 		if s.V6 != v6 {
 			continue
@@ -169,14 +173,15 @@ func (p *picker) localReady(list []*Slice, v6 bool, nodeName string) int {
 // settle puts want into slots: who was in have keeps its slot, newcomers take
 // the free ones in order, and if slots are left over at the end the last
 // backends move forward into the gaps. It returns have itself if nothing
-// changed, else a new slice; want is not kept. seen is a buffer, empty.
-func settle(have, want []Backend, seen map[Backend]bool) []Backend {
+// changed, else a new slice; want is not kept. buf is a buffer.
+func settle(have, want []Backend, buf *map[Backend]bool) []Backend {
 	if slices.Equal(have, want) {
 		return have
 	}
 	if len(want) == 0 {
 		return nil
 	}
+	seen := empty(buf, len(want))
 	for _, b := range want {
 		seen[b] = false
 	}

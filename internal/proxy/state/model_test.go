@@ -228,7 +228,7 @@ func TestSettleModel(t *testing.T) {
 	}
 	rapid.Check(t, func(t *rapid.T) {
 		have, want := backends(list.Draw(t, "have")), backends(list.Draw(t, "want"))
-		got := settle(have, want, map[Backend]bool{})
+		got := settle(have, want, new(map[Backend]bool))
 		checkSlots(t, have, got)
 		if len(got) != len(want) {
 			t.Fatalf("settle(%v, %v) = %v", have, want, got)

@@ -399,7 +399,7 @@ func TestSettle(t *testing.T) {
 	} {
 		have := parse(tc.have)
 		kept := slices.Clone(have)
-		if got := show(settle(have, parse(tc.want), map[Backend]bool{})); got != tc.out {
+		if got := show(settle(have, parse(tc.want), new(map[Backend]bool))); got != tc.out {
 			t.Errorf("settle(%q, %q) = %q, want %q", tc.have, tc.want, got, tc.out)
 		}
 		if diff := cmp.Diff(show(kept), show(have)); diff != "" {

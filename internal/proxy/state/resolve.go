@@ -100,10 +100,10 @@ func (r *resolver) endpoints(v *View, svc *Service, port *ServicePort, v6 bool, 
 	}
 	s := picked{any: c.any, settled: settled{
 		port: *port, v6: v6,
-		cluster: settle(old.cluster, c.cluster, empty(&r.slots)),
-		serving: settle(old.serving, c.serving, empty(&r.slots)),
+		cluster: settle(old.cluster, c.cluster, &r.slots),
+		serving: settle(old.serving, c.serving, &r.slots),
 	}}
-	if s.local = settle(old.local, c.local, empty(&r.slots)); slices.Equal(s.local, s.cluster) {
+	if s.local = settle(old.local, c.local, &r.slots); slices.Equal(s.local, s.cluster) {
 		s.local = s.cluster // one copy is enough
 	}
 	if c.any && len(c.local) == 0 {

@@ -280,7 +280,7 @@ func (t *Table) resolve(e *entry, touched map[Key]*Frontend, res *Result) {
 	// Keep what is as it was, so that unchanged frontends stay the same objects
 	// and contested Keys keep their line. A Service may claim a Key twice, say
 	// as load-balancer address and as external IP: the better claim counts.
-	had, has := empty(&t.scratch[0]), empty(&t.scratch[1])
+	had, has := empty(&t.scratch[0], len(e.owned)), empty(&t.scratch[1], len(claims))
 	for _, f := range e.owned {
 		had[f.Key] = f
 	}
@@ -345,11 +345,11 @@ func goneServing(out []Stale, before, after []settled, owned []*Frontend) []Stal
 	return out
 }
 
-// empty returns a buffer, emptied. One that had to grow much is given up:
-// emptying a map costs what it has ever held.
-func empty[K comparable, V any](m *map[K]V) map[K]V {
-	if *m == nil || len(*m) > 1024 {
-		*m = map[K]V{}
+// empty returns a buffer, emptied, for about n entries. One that has grown far
+// beyond that is given up: emptying a map costs what it once held.
+func empty[K comparable, V any](m *map[K]V, n int) map[K]V {
+	if *m == nil || len(*m) > 1024 && len(*m) > 8*n {
+		*m = make(map[K]V, n)
 	}
 	clear(*m)
 	return *m
