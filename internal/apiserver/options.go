@@ -43,6 +43,9 @@ type Options struct {
 	// NodePorts is the range of node ports. Default: 30000-32767.
 	NodePorts PortRange
 
+	// embedded: etcd runs in this process, and no other server has it. Start sets it.
+	embedded bool
+
 	// EtcdServers are the URLs of an etcd to use instead of the embedded one.
 	// Several Servers may share it if they share their keys too: see PKIDir.
 	EtcdServers []string

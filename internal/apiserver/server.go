@@ -124,7 +124,7 @@ func prepare(ctx context.Context, o Options, cleanup *[]func()) (*Server, Option
 			return fail(err)
 		}
 		*cleanup = append(*cleanup, func() { embedded.Close() })
-		store = embedded
+		store, o.embedded = embedded, true
 		o.EtcdServers = []string{fmt.Sprintf("http://embedded-%d:2379", instances.Add(1))}
 	}
 	s := &Server{url: url, ca: ca, listener: l, logger: o.Logger, done: make(chan struct{})}

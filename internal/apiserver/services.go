@@ -27,6 +27,7 @@ func newServices(o Options, config controlplane.CompletedConfig, kube *controlpl
 			EndpointSlices: config.EndpointSliceGetter,
 			Pods:           pods,
 			ProxyTransport: config.ProxyTransport,
+			Sole:           o.embedded,
 			Logger:         o.Logger,
 		})
 		if err != nil {

@@ -24,6 +24,7 @@ import (
 	"k8s.io/apiserver/pkg/registry/rest"
 	"k8s.io/apiserver/pkg/server/options"
 	serverstorage "k8s.io/apiserver/pkg/server/storage"
+	"k8s.io/apiserver/pkg/storage"
 	"k8s.io/apiserver/pkg/storage/storagebackend"
 	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
@@ -208,6 +209,20 @@ func requestContext(resource, namespace string) context.Context {
 	}
 	ctx := genericapirequest.WithNamespace(genericapirequest.NewContext(), namespace)
 	return genericapirequest.WithRequestInfo(ctx, &genericapirequest.RequestInfo{APIGroup: group, APIVersion: "v1", Resource: resource})
+}
+
+// rawPorts opens the storage of the claims on node ports.
+func rawPorts(c storagebackend.Config) (storage.Interface, func(), error) {
+	opts, err := restOptions(c, false)
+	if err != nil {
+		return nil, nil, err
+	}
+	ro, err := opts.GetRESTOptions(core.Resource("services"), &core.Service{})
+	if err != nil {
+		return nil, nil, err
+	}
+	s, destroy, err := generic.NewRawStorage(ro.StorageConfig, func() runtime.Object { return &core.RangeAllocation{} }, nil, "/ranges")
+	return s, destroy, err
 }
 
 func withNamespace(ctx context.Context, namespace string) context.Context {

@@ -46,6 +46,10 @@ type Config struct {
 	// gives up after half of it.
 	LeakAge time.Duration
 
+	// Sole says that no other process has this etcd. Then a claim that another process made and no Service has is a leak for sure,
+	// and released when it is first seen: a server that was killed finds all free again when it is back.
+	Sole bool
+
 	Logger *slog.Logger // default: slog.Default()
 }
 

@@ -24,8 +24,9 @@ import (
 
 // repairer compares what Services hold with what is claimed, and mends the difference:
 //
-//   - A claim whose Service does not hold the thing has leaked, if that stays so for LeakAge: the server that made it was killed
-//     before it stored the Service or before it released. It is released, or given to the Service that does hold the thing.
+//   - A claim whose Service does not hold the thing has leaked, if that stays so for LeakAge, or if the process that made it is
+//     certainly dead: it was killed before it stored the Service or before it released. The claim is released, or given to the
+//     Service that does hold the thing.
 //   - A thing held without a claim (somebody deleted the IPAddress, or the Services come from elsewhere) is claimed.
 //   - A thing held by two Services, or outside every range, is reported: only its owners can say what to do.
 //
@@ -36,6 +37,7 @@ type repairer struct {
 	recorder events.EventRecorder // nil: no events
 	interval time.Duration
 	leakAge  time.Duration
+	sole     bool
 
 	suspects map[string]suspect // by kind and id of the claim
 	told     map[string]bool    // what was reported in the last pass; it is not repeated while it lasts
@@ -62,7 +64,7 @@ type kind struct {
 }
 
 func newRepairer(r *REST, cfg Config) *repairer {
-	return &repairer{rest: r, log: cfg.Logger, interval: cfg.RepairInterval, leakAge: cfg.LeakAge, suspects: map[string]suspect{}, told: map[string]bool{}}
+	return &repairer{rest: r, log: cfg.Logger, interval: cfg.RepairInterval, leakAge: cfg.LeakAge, sole: cfg.Sole, suspects: map[string]suspect{}, told: map[string]bool{}}
 }
 
 // run looks at once, and then every interval, or as soon as a suspect is due.
@@ -180,7 +182,8 @@ func (r *repairer) checkClaim(ctx context.Context, k *kind, c claim.Claim, suspe
 	if !ok || !s.claim.Same(c) {
 		s = suspect{claim: c, since: time.Now()}
 	}
-	if time.Since(s.since) < r.leakAge {
+	dead := r.sole && !c.Mine
+	if !dead && time.Since(s.since) < r.leakAge {
 		suspects[key] = s
 		return nil
 	}

@@ -243,6 +243,34 @@ func TestRepairHandsOver(t *testing.T) {
 	c.checkAudit()
 }
 
+// TestRepairSole: a server that knows to be alone releases at once what its predecessor left, but not what itself is about to use.
+func TestRepairSole(t *testing.T) {
+	store := newStorage(t)
+	c := newCluster(t, func(o *clusterOptions) { o.storage = store })
+	c.reg.repair.sole = true
+	mine := claim.Owner{Namespace: "default", Name: "coming", UID: "u"}
+	if err := c.rest.alloc.ports.Claim(c.ctx, "30001", mine); err != nil {
+		t.Fatal(err)
+	}
+	left := &core.RangeAllocation{ObjectMeta: metav1.ObjectMeta{Name: "30002", UID: "x", Annotations: map[string]string{
+		claim.AnnotationServer: "the one before", claim.AnnotationServiceUID: "u", "fairway.dev/service": "default/dead"}}}
+	raw, destroy, err := rawPorts(store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer destroy()
+	if err := raw.Create(c.ctx, "/ranges/fairway-nodeports/30002", left, nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.reg.repair.pass(c.ctx); err != nil {
+		t.Fatal(err)
+	}
+	got := c.audit()
+	if len(got) != 1 || !strings.HasPrefix(got[0], "30001 ") {
+		t.Errorf("left: %q, want 30001 alone", got)
+	}
+}
+
 // TestRun repairs while it runs, soon after a leak's time has come, and stops.
 func TestRun(t *testing.T) {
 	c := newCluster(t, func(o *clusterOptions) { o.leakAge = 200 * time.Millisecond })

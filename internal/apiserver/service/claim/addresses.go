@@ -81,6 +81,7 @@ func dressAddress(obj runtime.Object, id string, o Owner) {
 func decodeAddress(obj runtime.Object) Claim {
 	ip := obj.(*networking.IPAddress)
 	c := Claim{ID: ip.Name, Created: ip.CreationTimestamp.Time, uid: ip.UID, rv: ip.ResourceVersion}
+	c.Mine = ip.Annotations[AnnotationServer] == process
 	c.Foreign = ip.Labels[networkingv1.LabelManagedBy] != ipallocator.ControllerName
 	addr, err := netip.ParseAddr(ip.Name)
 	c.Unsound = err != nil || ip.Labels[networkingv1.LabelIPAddressFamily] != string(FamilyOf(addr))

@@ -20,6 +20,12 @@ import (
 // deleted and made again under the same name is told apart from the claim of its predecessor.
 const AnnotationServiceUID = "fairway.dev/service-uid"
 
+// AnnotationServer on a claim names the server process that made it, by a number of that process's own choice.
+const AnnotationServer = "fairway.dev/claimed-by"
+
+// process is the number of this process.
+var process = string(uuid.NewUUID())
+
 // ErrTaken: somebody holds what was asked for.
 var ErrTaken = errors.New("already allocated")
 
@@ -47,6 +53,7 @@ type Claim struct {
 	ID      string // the thing claimed
 	Owner   Owner
 	Created time.Time // by the clock of the server that made it
+	Mine    bool      // made by this very process
 	Foreign bool      // made by something else than a Service registry; never to be released by one
 	Unsound bool      // ours by its labels, but it does not say what it should; to be made again
 
@@ -82,6 +89,7 @@ func (b *Book) Claim(ctx context.Context, id string, o Owner) error {
 	m.SetName(id)
 	m.SetUID(uuid.NewUUID())
 	m.SetCreationTimestamp(metav1.Now())
+	m.SetAnnotations(map[string]string{AnnotationServer: process})
 	b.assign(obj, m, id, o)
 	err = b.store.Create(ctx, b.key(id), obj, nil, 0)
 	switch {

@@ -50,7 +50,7 @@ func NewPorts(opts generic.RESTOptionsGetter, rng utilnet.PortRange) (*Ports, er
 			ra := obj.(*core.RangeAllocation)
 			o := Owner{UID: types.UID(ra.Annotations[AnnotationServiceUID])}
 			o.Namespace, o.Name = splitName(ra.Annotations[annotationService])
-			return Claim{ID: ra.Name, Owner: o, Created: ra.CreationTimestamp.Time, uid: ra.UID, rv: ra.ResourceVersion}
+			return Claim{ID: ra.Name, Owner: o, Mine: ra.Annotations[AnnotationServer] == process, Created: ra.CreationTimestamp.Time, uid: ra.UID, rv: ra.ResourceVersion}
 		},
 	}}, nil
 }
