@@ -39,8 +39,9 @@ type sink[T any] interface {
 const (
 	minWatch = 5 * time.Minute
 	patience = 30 * time.Second
-	// initialPatience is how long a streaming list may stay silent before the
-	// server is taken for one that does not know streaming lists.
+	// initialPatience is how long a streaming list may fall silent before its
+	// end: the server is then taken for one that does not know streaming lists
+	// and has started a plain watch.
 	initialPatience = 10 * time.Second
 	minBackoff      = 50 * time.Millisecond
 	maxBackoff      = 10 * time.Second
@@ -194,11 +195,6 @@ func (r *reflector[T]) watch(ctx context.Context, initial bool) error {
 	defer cancel(nil)
 	dead := time.AfterFunc(timeout+patience, func() { cancel(errors.New("server let the watch outlive its time")) })
 	defer dead.Stop()
-	silent := time.AfterFunc(initialPatience, func() { cancel(errSilent) })
-	defer silent.Stop()
-	if !initial {
-		silent.Stop()
-	}
 
 	body, err := r.client.get(ctx, r.kind.path, q, contentType+";stream=watch,"+contentType)
 	if err != nil {
@@ -209,6 +205,13 @@ func (r *reflector[T]) watch(ctx context.Context, initial bool) error {
 	}
 	defer body.Close()
 	f := frames{r: bufio.NewReaderSize(body, 256<<10)}
+	// A server may take its time to answer at all; one that has answered knows
+	// what it wants to send.
+	silent := time.AfterFunc(initialPatience, func() { cancel(errSilent) })
+	defer silent.Stop()
+	if !initial {
+		silent.Stop()
+	}
 	var l *round[T]
 	if initial {
 		b := r.begin()
