@@ -37,7 +37,7 @@ type Config struct {
 	MasqueradeAll bool
 	// MasqueradeMark is the packet mark bit to use; zero lets the programmer choose.
 	MasqueradeMark uint32
-	// NodeIPs override the addresses of the Node object.
+	// NodeIPs override the addresses of the Node object, family by family.
 	NodeIPs []netip.Addr
 
 	// HealthzAddress serves /healthz and /livez ("0.0.0.0:10256"), MetricsAddress
@@ -194,11 +194,19 @@ func (c *Config) facts(n *source.Node, serviceCIDRs []netip.Prefix) state.NodeFa
 	return f
 }
 
+// nodeIPs are the node's addresses: those that the Config gives, and the Node
+// object's of the other family.
 func (c *Config) nodeIPs(n *source.Node) []netip.Addr {
-	if len(c.NodeIPs) > 0 || n == nil {
-		return c.NodeIPs
+	out := slices.Clip(c.NodeIPs)
+	if n == nil {
+		return out
 	}
-	return n.IPs
+	for _, a := range n.IPs {
+		if !slices.ContainsFunc(c.NodeIPs, func(b netip.Addr) bool { return a.Is6() == b.Is6() }) {
+			out = append(out, a)
+		}
+	}
+	return out
 }
 
 // view is the table's view of a node.

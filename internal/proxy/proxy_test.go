@@ -431,6 +431,27 @@ func TestNodePortPrefixes(t *testing.T) {
 	}
 }
 
+func TestNodeIPs(t *testing.T) {
+	a := netip.MustParseAddr
+	n := &source.Node{IPs: []netip.Addr{a("192.0.2.1"), a("2001:db8::1")}}
+	for _, tc := range []struct {
+		override []netip.Addr
+		node     *source.Node
+		want     string
+	}{
+		{nil, nil, "[]"},
+		{nil, n, "[192.0.2.1 2001:db8::1]"},
+		{[]netip.Addr{a("192.0.2.9")}, n, "[192.0.2.9 2001:db8::1]"},
+		{[]netip.Addr{a("2001:db8::9")}, n, "[2001:db8::9 192.0.2.1]"},
+		{[]netip.Addr{a("192.0.2.9")}, nil, "[192.0.2.9]"},
+	} {
+		c := Config{NodeIPs: tc.override}
+		if got := fmt.Sprint(c.nodeIPs(tc.node)); got != tc.want {
+			t.Errorf("%v over %v: %s, want %s", tc.override, tc.node, got, tc.want)
+		}
+	}
+}
+
 func TestConfigCheck(t *testing.T) {
 	ok := Config{NodeName: "n", Source: &source.Source{}, Programmer: newFakeKernel()}
 	for name, change := range map[string]func(*Config){
