@@ -73,7 +73,7 @@ func (p *Programmer) replace(ctx context.Context) error {
 			p.ch.forget(i)
 			total := 0
 			for k := range kinds {
-				total += need[i][k]
+				total += max(need[i][k], p.gens[i].sets[k].count)
 			}
 			if fresh[i] = total > deepElements; fresh[i] {
 				continue

@@ -267,7 +267,7 @@ func TestAffinity(t *testing.T) {
 		// It ends with its time.
 		l.apply([]*state.Frontend{f(1, 1, 2, 3)})
 		where()
-		deadline := time.Now().Add(patience)
+		deadline := time.Now().Add(4 * patience) // one time in three it is the same by chance
 		for s := first; s == first; s = where() {
 			if time.Now().After(deadline) {
 				t.Fatal("still on the same endpoint, long after the affinity's time")

@@ -165,6 +165,11 @@ func (p *Programmer) watchAddrs() error {
 				return
 			case _, ok := <-updates:
 				if !ok {
+					select {
+					case <-p.done:
+						return
+					default:
+					}
 					p.log.Error("watching the node's addresses ended; node ports on localhost will not follow them")
 					<-p.done
 					return
