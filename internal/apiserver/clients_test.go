@@ -201,11 +201,14 @@ func testSelectors(t *testing.T, s *apiserver.Server) {
 
 func testTable(t *testing.T, s *apiserver.Server) {
 	c := apitest.Client(t, s, apiserver.Admin())
-	body, err := c.CoreV1().RESTClient().Get().AbsPath("/api/v1/namespaces/default/services/kubernetes").
-		SetHeader("Accept", "application/json;as=Table;g=meta.k8s.io;v=v1").DoRaw(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	var body []byte
+	// The server makes this Service a moment after it is ready.
+	eventually(t, "the Service default/kubernetes", func(ctx context.Context) (bool, error) {
+		var err error
+		body, err = c.CoreV1().RESTClient().Get().AbsPath("/api/v1/namespaces/default/services/kubernetes").
+			SetHeader("Accept", "application/json;as=Table;g=meta.k8s.io;v=v1").DoRaw(ctx)
+		return err == nil, nil
+	})
 	var table metav1.Table
 	if err := json.Unmarshal(body, &table); err != nil {
 		t.Fatal(err)
