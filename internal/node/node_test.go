@@ -527,3 +527,40 @@ func TestPower(t *testing.T) {
 		t.Errorf("address %s was used again at once", p.Status.PodIP)
 	}
 }
+
+// The machine itself as the node.
+func TestHost(t *testing.T) {
+	wan := func(h *testenv.Host) {
+		world := testenv.NewHost(t, "world")
+		h.Connect(t, "wan", world, "lan")
+		h.AddAddr(t, "wan", "172.30.0.1/24") // where newCluster has its API
+		h.AddRoute(t, "default4", "172.30.0.254")
+	}
+	if !testenv.Inside(t, wan) {
+		return
+	}
+	c := newCluster(t, 1, func(o *node.Options) {
+		o.Host = true
+		o.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.244.0.0/24")}
+	})
+	name, err := os.Hostname()
+	if err != nil {
+		t.Fatal(err)
+	}
+	name = strings.ToLower(name)
+	serve := func(port string) []v1.Container {
+		return []v1.Container{{Command: []string{"python3", "-m", "http.server", port, "--directory", "/etc"}}}
+	}
+	c.pod("pod", v1.PodSpec{NodeName: name, TerminationGracePeriodSeconds: ptr.To(int64(1)), Containers: serve("80")})
+	c.pod("host", v1.PodSpec{NodeName: name, HostNetwork: true, TerminationGracePeriodSeconds: ptr.To(int64(1)), Containers: serve("8080")})
+	p, h := c.until("pod", "ready", ready), c.until("host", "ready", ready)
+	if h.Status.PodIP != "172.30.0.1" {
+		t.Errorf("address of a hostNetwork Pod: %s", h.Status.PodIP)
+	}
+	for _, addr := range []string{p.Status.PodIP + ":80", h.Status.PodIP + ":8080"} {
+		c.eventually("answer", func() error {
+			_, err := get(addr + "/hostname")
+			return err
+		})
+	}
+}

@@ -112,7 +112,7 @@ func (w *worker) ensureSandbox(ctx context.Context) (err error) {
 	}
 	name := ""
 	if pod.Spec.HostNetwork {
-		name = cfg.Net.NS.Name()
+		name = cfg.Net.NSName()
 	} else {
 		if rec.Net, err = cfg.Net.AddPod(netnsPath); err != nil {
 			return err

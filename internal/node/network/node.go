@@ -27,6 +27,15 @@ type Node struct {
 	ipam *ipam
 }
 
+// NSName is the name of the node's namespace as in /run/netns; empty for the
+// machine itself.
+func (nd *Node) NSName() string {
+	if nd.net.cfg.Host {
+		return ""
+	}
+	return nd.net.cfg.nsName(nd.Name)
+}
+
 // nsName is the name of a node's namespace.
 func (c *Config) nsName(node string) string { return c.Prefix + "-" + node }
 
