@@ -11,8 +11,9 @@ import (
 // What this test binary is when it starts itself again.
 const (
 	roleVariable = "FAIRWAY_TEST_ROLE"
-	roleKubectl  = "kubectl" // the program kubectl
-	roleServer   = "server"  // a server to be killed: see kill_test.go
+	roleKubectl  = "kubectl"  // the program kubectl
+	roleServer   = "server"   // a server to be killed: see kill_test.go
+	roleServices = "services" // another: see services_test.go
 )
 
 func TestMain(m *testing.M) {
@@ -22,6 +23,8 @@ func TestMain(m *testing.M) {
 		os.Exit(cli.Run(cmd.NewDefaultKubectlCommand()))
 	case roleServer:
 		serverToKill()
+	case roleServices:
+		servicesToKill()
 	default:
 		os.Exit(m.Run())
 	}
