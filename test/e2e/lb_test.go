@@ -3,7 +3,10 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -11,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"fairway.dev/fairway/internal/lb/status"
+	"fairway.dev/fairway/internal/testenv"
 )
 
 // TestLoadBalancer: the machine reaches a Service by its external address with
@@ -120,4 +124,72 @@ func (c *Cluster) announcer(address string) (string, error) {
 		}
 	}
 	return "", fmt.Errorf("nobody:\n%s", out)
+}
+
+// TestLoadBalancerOnHost: where the machine itself is the node, a Service gets
+// the machine's address if its port is free there, and a neighbour reaches it.
+func TestLoadBalancerOnHost(t *testing.T) {
+	testenv.RequireRoot(t)
+	const machine, neighbour = "198.51.100.1", "198.51.100.2"
+	c := &Cluster{
+		Host:    testenv.NewHost(t, "machine"),
+		DataDir: filepath.Join(t.TempDir(), "fairway"),
+		args:    []string{"--host"},
+	}
+	lan := testenv.NewHost(t, "lan")
+	c.Host.Connect(t, "eth0", lan, "eth0")
+	c.Host.AddAddr(t, "eth0", machine+"/24")
+	lan.AddAddr(t, "eth0", neighbour+"/24")
+	c.Host.AddRoute(t, "default4", neighbour)
+	t.Cleanup(func() {
+		if t.Failed() {
+			c.dumpLog(t)
+		}
+		if out, err := c.Fairway("down", "--purge", "--data-dir", c.DataDir); err != nil {
+			t.Errorf("fairway down: %v\n%s", err, out)
+		}
+	})
+	taken := c.Host.Listen(t, "tcp4", machine+":8081")
+	c.Start(t)
+	c.example(t, "web-host.yaml")
+	service := `
+apiVersion: v1
+kind: Service
+metadata: {name: lb-%[1]d}
+spec:
+  type: LoadBalancer
+  externalTrafficPolicy: Local
+  selector: {app: web}
+  ports: [{port: %[1]d, targetPort: http}]
+`
+	c.Apply(t, fmt.Sprintf(service, 80))
+	c.Apply(t, fmt.Sprintf(service, 8081))
+	c.rolledOut(t, "deployment/web")
+	if a := c.addresses(t, "lb-80", 1); a[0] != machine {
+		t.Fatalf("the Service has %v, not the machine's address", a)
+	}
+	client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DialContext: lan.NS.DialContext, DisableKeepAlives: true}}
+	get := func(port int) error {
+		resp, err := client.Get(fmt.Sprintf("http://%s:%d/", machine, port))
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		if err == nil && !strings.Contains(string(body), neighbour) {
+			err = fmt.Errorf("the Pod does not see the neighbour's address:\n%s", body)
+		}
+		return err
+	}
+	Eventually(t, "answer to a neighbour", func() error { return get(80) })
+	Eventually(t, "reason why port 8081 cannot be had", func() error {
+		out, err := c.Fairway("lb", "status")
+		if err == nil && !strings.Contains(out, "PortClash") {
+			err = fmt.Errorf("not there:\n%s", out)
+		}
+		return err
+	})
+	taken.Close()
+	c.addresses(t, "lb-8081", 1)
+	Eventually(t, "answer on the port that is free now", func() error { return get(8081) })
 }
