@@ -47,6 +47,29 @@ var harmless = []string{
 	"Error removing old endpoints from kubernetes service: no API server IP addresses were listed in storage",
 	// A server whose address changed, or whose store has just gone.
 	"failed to sync with latest state",
+	// The end of an exec, attach or port-forward: one side closes first.
+	"Error on socket receive",
+}
+
+// harmlessErrors are parts of errors of which the same is true.
+var harmlessErrors = []string{
+	// A controller's cache has not seen its own last write yet; it tries again
+	// (and is one of those that run in this process, when klog has no other
+	// way to its log).
+	"is not as new as written version",
+}
+
+// isHarmlessError looks at the error that a message is about.
+func isHarmlessError(r slog.Record) bool {
+	found := false
+	r.Attrs(func(a slog.Attr) bool {
+		if err, ok := a.Value.Any().(error); ok && a.Key == "err" {
+			found = slices.ContainsFunc(harmlessErrors, func(p string) bool { return strings.Contains(err.Error(), p) })
+			return false
+		}
+		return true
+	})
+	return found
 }
 
 func isHarmless(message string) bool {
@@ -58,7 +81,7 @@ func (h quietHandler) Enabled(ctx context.Context, l slog.Level) bool {
 }
 
 func (h quietHandler) Handle(ctx context.Context, r slog.Record) error {
-	if r.Level = quiet(r.Level); isHarmless(r.Message) {
+	if r.Level = quiet(r.Level); isHarmless(r.Message) || r.Level >= slog.LevelWarn && isHarmlessError(r) {
 		if r.Level = slog.LevelDebug; !h.Handler.Enabled(ctx, r.Level) {
 			return nil
 		}

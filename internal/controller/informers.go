@@ -1,9 +1,6 @@
 package controller
 
 import (
-	"context"
-	"log/slog"
-
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/informers"
@@ -71,27 +68,3 @@ func trim(obj any) (any, error) {
 	}
 	return obj, nil
 }
-
-// lower is a slog handler that shows what upstream's controllers call
-// information ("Starting …", "Finished syncing …") at the level of debugging.
-// Their errors stay errors.
-type lower struct{ slog.Handler }
-
-func (l lower) level(level slog.Level) slog.Level {
-	if level <= slog.LevelInfo {
-		return level + slog.LevelDebug - slog.LevelInfo
-	}
-	return level
-}
-
-func (l lower) Enabled(ctx context.Context, level slog.Level) bool {
-	return l.Handler.Enabled(ctx, l.level(level))
-}
-
-func (l lower) Handle(ctx context.Context, r slog.Record) error {
-	r.Level = l.level(r.Level)
-	return l.Handler.Handle(ctx, r)
-}
-
-func (l lower) WithAttrs(attrs []slog.Attr) slog.Handler { return lower{l.Handler.WithAttrs(attrs)} }
-func (l lower) WithGroup(name string) slog.Handler       { return lower{l.Handler.WithGroup(name)} }
