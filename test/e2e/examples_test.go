@@ -262,4 +262,3 @@ func (c *Cluster) testTrafficPolicies(t *testing.T) {
 		}
 	}
 }
-
