@@ -4,6 +4,7 @@ import (
 	"runtime/debug"
 
 	"github.com/spf13/cobra"
+	"k8s.io/klog/v2"
 
 	"fairway.dev/fairway/internal/dns"
 )
@@ -25,6 +26,7 @@ DNS servers, with a cache. It takes CoreDNS's place, or is a resolver on every n
 			if err != nil {
 				return err
 			}
+			klog.SetSlogLogger(o.Logger.With("from", "client-go"))
 			// Answers leave no garbage. Once the names are there memory counts for
 			// more than the little that watches bring.
 			o.OnSync = func() {

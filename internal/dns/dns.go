@@ -21,6 +21,7 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -234,7 +235,8 @@ type Node struct {
 	// Addrs are the node's own addresses, at most one of each family, where its
 	// Pods' questions arrive by way of the Service.
 	Addrs []netip.Addr
-	// Port is 53 if zero.
+	// Port is 53 if zero, or, where another program has that, otherPort: nobody
+	// but the Service needs to know it.
 	Port   uint16
 	Logger *slog.Logger
 }
@@ -244,26 +246,22 @@ type Node struct {
 // Service (see EnsureService), and takes them back at its end.
 func (d *DNS) RunNode(ctx context.Context, n Node) error {
 	log := cmp.Or(n.Logger, d.log).With("node", n.Name)
-	port := cmp.Or(n.Port, 53)
-	var addrs []netip.AddrPort
-	for _, a := range n.Addrs {
-		addrs = append(addrs, netip.AddrPortFrom(a, port))
-	}
-	s, err := d.newServer(ctx, addrs, n.NetNS, log)
+	s, port, err := d.listenNode(ctx, n, log)
 	if err != nil {
 		return fmt.Errorf("serve DNS on node %s: %w", n.Name, err)
 	}
+	n.Port = port
 	if err := d.registry.Register(s); err == nil {
 		defer d.registry.Unregister(s)
 	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { s.Run(ctx) })
-	log.Info("DNS server is listening", "addrs", addrs)
+	log.Info("DNS server is listening", "addrs", n.Addrs, "port", n.Port)
 	if !d.waitSync(ctx) {
 		return nil
 	}
-	d.publish(ctx, n, port, log)
+	d.publish(ctx, n, log)
 	<-ctx.Done()
 	// The API may be gone already; then so is whoever reads the slices.
 	bye, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
@@ -272,6 +270,32 @@ func (d *DNS) RunNode(ctx context.Context, n Node) error {
 		log.Debug("take back the DNS server's endpoints", "err", err)
 	}
 	return nil
+}
+
+// otherPort is where a node's server listens if somebody else has port 53.
+const otherPort = 10053
+
+// listenNode opens a node's sockets and says on which port. A node's address
+// may take a moment to be usable: IPv6 looks for duplicates first.
+func (d *DNS) listenNode(ctx context.Context, n Node, log *slog.Logger) (*server.Server, uint16, error) {
+	port := cmp.Or(n.Port, 53)
+	for begin := time.Now(); ; {
+		var addrs []netip.AddrPort
+		for _, a := range n.Addrs {
+			addrs = append(addrs, netip.AddrPortFrom(a, port))
+		}
+		s, err := d.newServer(ctx, addrs, n.NetNS, log)
+		switch {
+		case err == nil:
+			return s, port, nil
+		case errors.Is(err, syscall.EADDRINUSE) && n.Port == 0 && port != otherPort:
+			log.Warn("port 53 is taken by another program; the Service will lead to another port", "port", otherPort, "err", err)
+			port = otherPort
+		case errors.Is(err, syscall.EADDRNOTAVAIL) && time.Since(begin) < 10*time.Second && sleep(ctx, 100*time.Millisecond):
+		default:
+			return nil, 0, err
+		}
+	}
 }
 
 // waitSync waits for all names to arrive, and reports false if ctx ends before.
@@ -295,7 +319,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 }
 
 // publish tries until it succeeds or ctx ends.
-func (d *DNS) publish(ctx context.Context, n Node, port uint16, log *slog.Logger) {
+func (d *DNS) publish(ctx context.Context, n Node, log *slog.Logger) {
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
 		err := Publish(ctx, d.opts.Publisher, n)
 		if err == nil || ctx.Err() != nil {

@@ -245,6 +245,24 @@ func TestNodes(t *testing.T) {
 	}
 	d, _ := run(t, dns.Options{Client: apitest.Client(t, s, apiserver.DNS()), Publisher: apitest.Client(t, s, apiserver.Endpoints()),
 		NoForward: true, ServiceIPs: ips, Logger: apitest.Logger(t)})
+	// A node where another program has port 53 has its server elsewhere.
+	busy := testenv.NewHost(t, "busy")
+	busy.AddAddr(t, "lo", "172.30.0.12/32")
+	busy.ListenPacket(t, "udp", "172.30.0.12:53")
+	busyCtx, busyOff := context.WithCancel(ctx)
+	busyDone := make(chan error, 1)
+	go func() {
+		busyDone <- d.RunNode(busyCtx, dns.Node{Name: "busy", NetNS: busy.NS, Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.12")}})
+	}()
+	eventually(t, "the busy node's endpoint is published", func() bool {
+		l := slicesOf(t, admin)
+		return len(l) == 1 && *l[0].Ports[0].Port == 10053
+	})
+	busyOff()
+	if err := <-busyDone; err != nil {
+		t.Error(err)
+	}
+
 	host := testenv.NewHost(t, "node")
 	host.AddAddr(t, "lo", "172.30.0.11/32")
 	host.AddAddr(t, "lo", "fd00:172:30::11/128")
