@@ -147,7 +147,7 @@ const (
 )
 
 const (
-	affinitySize = 1 << 20 // clients that are remembered, per family
+	affinitySize = 1 << 18 // clients that are remembered, per family
 	dynamicSize  = 1 << 16 // entries of the short-lived sets
 )
 

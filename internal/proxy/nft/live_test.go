@@ -22,7 +22,7 @@ import (
 // traffic connects all the time, from two clients and with both families, until
 // stop is called, which returns how many connections there were. Any that
 // fails, fails the test.
-func (l *lab) traffic(t *testing.T, address ...string) (stop func() int64) {
+func (l *lab) traffic(t *testing.T, proto state.Protocol, address ...string) (stop func() int64) {
 	var (
 		n    atomic.Int64
 		done = make(chan struct{})
@@ -40,7 +40,7 @@ func (l *lab) traffic(t *testing.T, address ...string) (stop func() int64) {
 					return
 				default:
 				}
-				if _, _, err := l.ask(from, state.TCP, address[i%len(address)]); err != nil {
+				if _, _, err := l.ask(from, proto, address[i%len(address)]); err != nil {
 					t.Errorf("connection %d to %s: %v", i, address[i%len(address)], err)
 					return
 				}
@@ -113,7 +113,7 @@ func TestRestartAndUpgradeUnderLoad(t *testing.T) {
 	facts.NodePortAddrs = prefixes("192.0.2.0/24", "2001:db8::/64") // a node elsewhere has no other address to put into rules
 	l.ok(l.p.Configure(ctx, facts))
 	l.replace(fs...)
-	stop := l.traffic(t, trafficAddresses...)
+	stop := l.traffic(t, state.TCP, trafficAddresses...)
 	open := []*talk{
 		l.talk(l.client, "10.96.0.10:80"), l.talk(l.pods[0], "[fd00:96::10]:80"),
 	}
@@ -150,7 +150,7 @@ func TestRestartAndUpgradeUnderLoad(t *testing.T) {
 func TestGrowthUnderLoad(t *testing.T) {
 	l := newLab(t)
 	l.replace(trafficServices(0)...)
-	stop := l.traffic(t, trafficAddresses...)
+	stop := l.traffic(t, state.TCP, trafficAddresses...)
 	grown := map[string]bool{}
 	for i := range 60 {
 		var set []*state.Frontend
@@ -324,7 +324,7 @@ func TestChurnUnderLoad(t *testing.T) {
 		return f
 	}
 	l.replace(four(1, 2, 3), six(1, 2, 3))
-	stop := l.traffic(t, trafficAddresses...)
+	stop := l.traffic(t, state.TCP, trafficAddresses...)
 	for i := range 3000 {
 		switch i % 4 {
 		case 0:
@@ -422,4 +422,23 @@ func TestTamperedWhileAway(t *testing.T) {
 			sameTable(t, "after the next start", next, scratch)
 		})
 	}
+}
+
+// Who is let in stays let in while the list of the others changes.
+func TestSourcesChurnUnderLoad(t *testing.T) {
+	// Over UDP nobody sends a dropped packet again.
+	l := newLab(t)
+	f := func(address string, more ...string) *state.Frontend {
+		f := clusterIP(state.UDP, address, 1, 2)
+		f.Restricted = true
+		f.Sources = append(prefixes("192.0.2.1/32", "10.244.0.0/16", "2001:db8::/64", "fd00:244::/32"), prefixes(more...)...)
+		return f
+	}
+	l.replace(f(trafficAddresses[0]), f(trafficAddresses[1]))
+	stop := l.traffic(t, state.UDP, trafficAddresses...)
+	for i := range 2000 {
+		more := [][]string{nil, {"192.0.2.0/24", "10.0.0.0/8", "2001:db8::/32"}, {"198.51.100.0/24", "::/0"}, {"0.0.0.0/0"}}[i%4]
+		l.apply([]*state.Frontend{f(trafficAddresses[0], more...), f(trafficAddresses[1], more...)})
+	}
+	t.Logf("%d connections", stop())
 }
