@@ -116,13 +116,21 @@ func run(dir string, idle time.Duration, gogc int, verbose bool, heap, cpu, kube
 		"heap_live_mb": m.HeapAlloc >> 20,
 		"heap_held_mb": (m.HeapSys - m.HeapReleased) >> 20,
 		"stacks_mb":    m.StackInuse >> 20,
-		"idle_cpu_pct": math.Round(1000*busy.Seconds()/idle.Seconds()) / 10,
+		"idle_cpu_pct": percent(busy, idle),
 		"goroutines":   goroutines,
 		"idle_s":       idle.Seconds(),
 		"stop_ms":      time.Since(begin).Milliseconds(),
 	})
 	fmt.Println(string(out))
 	return err
+}
+
+// percent returns part of whole to a tenth of a percent, 0 of nothing.
+func percent(part, whole time.Duration) float64 {
+	if whole <= 0 {
+		return 0
+	}
+	return math.Round(1000*part.Seconds()/whole.Seconds()) / 10
 }
 
 // cpuTime returns how much processor time this process has used.

@@ -3,6 +3,8 @@ package apiserver
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -93,23 +95,23 @@ func writePolicy(ctx context.Context, client kubernetes.Interface) error {
 		})
 	}
 
-	ownRoles, ownBindings := ownPolicy()
-	for _, list := range [][]rbacv1.ClusterRole{bootstrappolicy.ClusterRoles(), bootstrappolicy.ControllerRoles(), ownRoles} {
+	own := ownPolicy()
+	for _, list := range [][]rbacv1.ClusterRole{bootstrappolicy.ClusterRoles(), bootstrappolicy.ControllerRoles(), own.clusterRoles} {
 		for i := range list {
 			role(reconciliation.ClusterRoleRuleOwner{ClusterRole: &list[i]}, roleClient)
 		}
 	}
-	for _, list := range [][]rbacv1.ClusterRoleBinding{bootstrappolicy.ClusterRoleBindings(), bootstrappolicy.ControllerRoleBindings(), ownBindings} {
+	for _, list := range [][]rbacv1.ClusterRoleBinding{bootstrappolicy.ClusterRoleBindings(), bootstrappolicy.ControllerRoleBindings(), own.clusterRoleBindings} {
 		for i := range list {
 			binding(reconciliation.ClusterRoleBindingAdapter{ClusterRoleBinding: &list[i]}, bindingClient)
 		}
 	}
-	for _, list := range bootstrappolicy.NamespaceRoles() {
+	for _, list := range append(slices.Collect(maps.Values(bootstrappolicy.NamespaceRoles())), own.roles) {
 		for i := range list {
 			role(reconciliation.RoleRuleOwner{Role: &list[i]}, reconciliation.RoleModifier{Client: rbac, NamespaceClient: namespaces})
 		}
 	}
-	for _, list := range bootstrappolicy.NamespaceRoleBindings() {
+	for _, list := range append(slices.Collect(maps.Values(bootstrappolicy.NamespaceRoleBindings())), own.roleBindings) {
 		for i := range list {
 			binding(reconciliation.RoleBindingAdapter{RoleBinding: &list[i]}, reconciliation.RoleBindingClientAdapter{Client: rbac, NamespaceClient: namespaces})
 		}

@@ -106,7 +106,9 @@ func TestRights(t *testing.T) {
 		{apiserver.LB(), []can{
 			{"watch", "", "services", "", true}, {"patch", "", "services", "", true}, {"update", "", "services", "status", true},
 			{"list", "discovery.k8s.io", "endpointslices", "", true}, {"list", "", "nodes", "", true},
-			{"create", "coordination.k8s.io", "leases", "", true}, {"update", "fairway.dev", "ippools", "status", true},
+			{"patch", "fairway.dev", "ippools", "status", true}, {"create", "fairway.dev", "announcers", "", true},
+			{"create", "coordination.k8s.io", "leases", "", false}, {"create", "fairway.dev", "ippools", "", false},
+			{"create", "apiextensions.k8s.io", "customresourcedefinitions", "", false},
 			{"create", "", "services", "", false}, {"delete", "", "services", "", false}, {"get", "", "secrets", "", false},
 			{"update", "", "nodes", "", false}, {"create", "", "pods", "", false},
 		}},
@@ -144,6 +146,15 @@ func TestRights(t *testing.T) {
 			}
 			if review.Status.Allowed != c.want {
 				t.Errorf("%s: %s %s/%s %s: allowed %v, want %v (%s)", tc.id.User, c.verb, c.group, c.resource, c.subresource, review.Status.Allowed, c.want, review.Status.Reason)
+			}
+		}
+		// Its lease is the one thing the load balancer may do in one namespace only.
+		if tc.id.User == apiserver.LB().User {
+			leases := apitest.Client(t, s, tc.id).CoordinationV1().Leases("kube-system")
+			for name, want := range map[string]bool{"fairway-lb": true, "other": false} {
+				if _, err := leases.Get(t.Context(), name, metav1.GetOptions{}); apierrors.IsNotFound(err) != want {
+					t.Errorf("%s gets the lease %s: %v", tc.id.User, name, err)
+				}
 			}
 		}
 		// The certificate makes its bearer that user and no other.
