@@ -339,3 +339,36 @@ func TestServicesKilled(t *testing.T) {
 		})
 	}
 }
+
+// TestRepairTells: what was wrong when the server started is mended, and an event says so.
+func TestRepairTells(t *testing.T) {
+	dir := t.TempDir()
+	at := func(o *apiserver.Options) { o.DataDir = dir }
+	s := apitest.Start(t, at)
+	client := apitest.Client(t, s, apiserver.Admin())
+	web, err := client.CoreV1().Services("default").Create(t.Context(), service("web"), metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := client.NetworkingV1().IPAddresses().Delete(t.Context(), web.Spec.ClusterIP, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	s.Shutdown()
+	client = apitest.Client(t, apitest.Start(t, at), apiserver.Admin())
+	eventually(t, "the IPAddress is back", func(ctx context.Context) (bool, error) {
+		ip, err := client.NetworkingV1().IPAddresses().Get(ctx, web.Spec.ClusterIP, metav1.GetOptions{})
+		return err == nil && ip.Spec.ParentRef.Name == "web", err
+	})
+	eventually(t, "an event says so", func(ctx context.Context) (bool, error) {
+		events, err := client.EventsV1().Events("default").List(ctx, metav1.ListOptions{})
+		if err != nil {
+			return false, err
+		}
+		for _, e := range events.Items {
+			if e.Reason == "ClusterIPNotAllocated" && e.Regarding.Kind == "Service" && e.Regarding.Name == "web" {
+				return true, nil
+			}
+		}
+		return false, fmt.Errorf("%d other events", len(events.Items))
+	})
+}
