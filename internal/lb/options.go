@@ -35,7 +35,8 @@ type Options struct {
 	// InstallCRDs puts Fairway's custom resource definitions into the cluster.
 	InstallCRDs bool
 	// Identity names this controller in the Lease; by default host name and a
-	// random suffix.
+	// random suffix. One that is the same at every start gets its own Lease back
+	// at once after a crash; only one process may have it.
 	Identity string
 	// LeaseNamespace holds the Lease "fairway-lb"; kube-system by default.
 	LeaseNamespace string

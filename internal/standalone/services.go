@@ -145,8 +145,10 @@ func (s *system) startLB() error {
 		return lb.RunController(ctx, lb.Options{
 			Config:    config,
 			Classless: true,
-			PortBusy:  portBusy,
-			Logger:    s.log.With("part", "lb"),
+			// There is no other: after a crash it need not wait for its own Lease to run out.
+			Identity: "standalone",
+			PortBusy: portBusy,
+			Logger:   s.log.With("part", "lb"),
 		})
 	})
 	return nil
