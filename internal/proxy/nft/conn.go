@@ -27,9 +27,6 @@ const (
 	nlmsgerrAttrMsg = 1
 )
 
-// batchGenID is NFNL_BATCH_GENID: the generation a batch was made for.
-const batchGenID = 1
-
 // errInterrupted is returned by dump when the ruleset changed meanwhile: the
 // answer is a mixture of two states.
 var errInterrupted = errors.New("ruleset changed during the dump")
