@@ -15,7 +15,7 @@ export CGO_ENABLED = 0
 # Packages with goroutines of their own that build without the Kubernetes tree:
 # the ones the race detector runs on.
 RACE := ./internal/console ./internal/netns ./internal/dns/... ./internal/lb/... ./internal/announce/... \
-        ./internal/proxy/...
+        ./internal/proxy/... ./internal/echo ./internal/controller/endpoints ./internal/controller/podgc
 
 .DEFAULT_GOAL := help
 
