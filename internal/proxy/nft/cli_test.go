@@ -3,6 +3,7 @@ package nft
 import (
 	"net/netip"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -82,4 +83,16 @@ func TestLocalhostFollowsAddresses(t *testing.T) {
 			t.Error("none stands for localhost, though the node has addresses")
 		}
 	})
+}
+
+// A node without an address of the family refuses on localhost at once.
+func TestLocalhostWithoutAddresses(t *testing.T) {
+	for _, a := range []addresses{ipv4, ipv6} {
+		t.Run(a.name, func(t *testing.T) {
+			l, p := bareNode(t)
+			l.ok(p.Configure(t.Context(), labFacts))
+			l.ok(p.Replace(t.Context(), slices.Values([]*state.Frontend{nodePort(state.TCP, a, 2)})))
+			l.refused(l.node, state.TCP, a.localhost+":30080")
+		})
+	}
 }

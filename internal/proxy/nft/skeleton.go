@@ -159,8 +159,16 @@ func (p *Programmer) familyChains(i int, f *family) []chainSpec {
 // toNodePort matches packets to an address where node ports answer. It leaves
 // the registers from p on alone.
 func (r rule) toNodePort(p *Programmer, f *family) rule {
-	return r.addrType(unix.NFTA_FIB_F_DADDR, f.reg.s).equal(f.reg.s, host32(rtnLocal)...).
+	r = r.addrType(unix.NFTA_FIB_F_DADDR, f.reg.s).equal(f.reg.s, host32(rtnLocal)...).
 		payload(netHeader, f.daddr, f.addrLen(), f.reg.s).lookup(f.reg.s, p.name(setNodePorts, f))
+	if p.localhost[familyIndex(f)].IsValid() || !contains(p.node.NodePortAddrs, f.loopback()) {
+		return r
+	}
+	// Nothing can stand for a loopback source: leave loopback alone.
+	if f.v6 {
+		return r.notEqual(f.reg.s, f.loopbackAddr()...)
+	}
+	return r.and(f.reg.s, 255, 0, 0, 0).notEqual(f.reg.s, 127, 0, 0, 0)
 }
 
 // masqRules decide whether a translated connection is masqueraded. What it was
