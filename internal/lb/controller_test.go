@@ -45,7 +45,7 @@ func newWorld(t *testing.T) *world {
 	config.QPS = -1
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
-	if err := v1alpha1.Install(ctx, apitest.Config(t, w.server, apiserver.LB())); err != nil {
+	if err := v1alpha1.Install(ctx, config); err != nil {
 		t.Fatal(err)
 	}
 	var err error
