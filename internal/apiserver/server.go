@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -24,7 +23,7 @@ type Server struct {
 	url      string
 	ca       *pki.Authority
 	listener *multiListener
-	logger   *slog.Logger
+	store    *etcd.Server // nil if it is an outside one
 
 	cancel context.CancelFunc
 	done   chan struct{}
@@ -73,7 +72,8 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 		return nil, err
 	}
 	// The server's own context: ctx ends it too.
-	runCtx, cancel := context.WithCancel(ctx)
+	runCtx, cancelCause := context.WithCancelCause(ctx)
+	cancel := func() { cancelCause(nil) }
 	s.cancel = cancel
 	chain, err := buildChain(runCtx, o, upstream, s.ca, sec)
 	if err != nil {
@@ -86,7 +86,19 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 		defer undo()
 		defer cancel()
 		s.err = chain.run(runCtx)
+		if cause := context.Cause(runCtx); errors.Is(cause, errStoreStopped) {
+			s.err = errors.Join(cause, s.err)
+		}
 	}()
+	if s.store != nil {
+		go func() {
+			select {
+			case <-s.store.Stopped():
+				cancelCause(errStoreStopped)
+			case <-runCtx.Done():
+			}
+		}()
+	}
 	if err := s.waitReady(ctx, chain.loopback); err != nil {
 		cancel()
 		<-s.done
@@ -94,6 +106,9 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	}
 	return s, nil
 }
+
+// errStoreStopped is why a server ends whose store did, such as for a full disk.
+var errStoreStopped = errors.New("the embedded store stopped by itself; its messages say why")
 
 // prepare opens what the server stands on: keys, addresses and the store. What
 // it opens it adds to cleanup, also when it fails.
@@ -117,6 +132,7 @@ func prepare(ctx context.Context, o Options, cleanup *[]func()) (*Server, Option
 	if err != nil {
 		return fail(fmt.Errorf("keys and certificates: %w", err))
 	}
+	s := &Server{url: url, ca: ca, listener: l, done: make(chan struct{})}
 	var store dialer
 	if len(o.EtcdServers) == 0 {
 		embedded, err := etcd.Start(ctx, filepath.Join(o.DataDir, "etcd"), o.Logger)
@@ -124,10 +140,10 @@ func prepare(ctx context.Context, o Options, cleanup *[]func()) (*Server, Option
 			return fail(err)
 		}
 		*cleanup = append(*cleanup, func() { embedded.Close() })
+		s.store = embedded
 		store, o.embedded = embedded, true
 		o.EtcdServers = []string{fmt.Sprintf("http://embedded-%d:2379", instances.Add(1))}
 	}
-	s := &Server{url: url, ca: ca, listener: l, logger: o.Logger, done: make(chan struct{})}
 	return s, o, upstreamOptions(o, l, store, sec), sec, nil
 }
 
