@@ -89,25 +89,25 @@ func (p *Programmer) replace(ctx context.Context) error {
 		}
 		fresh[i] = fresh[i] || p.ch.n-before > correctable
 	}
-	if err := p.install(ctx, is, fresh); err != nil {
+	if err := p.install(ctx, is, need, fresh); err != nil {
 		return err
 	}
 	p.deep, p.fresh = false, false
 	return nil
 }
 
-// install writes everything but the elements of frontends anew: sets, chains,
-// rules, the node's facts; and p.ch into the generations that stay. Those that
-// are fresh are made and filled first, beside what is in use. The one
-// transaction at the end puts it all into force and deletes what is not ours.
-func (p *Programmer) install(ctx context.Context, is *found, fresh [2]bool) error {
+// install writes everything but the elements of frontends (of which there
+// shall be need) anew: sets, chains, rules, the node's facts; and p.ch into the
+// generations that stay. Those that are fresh are made and filled first, beside
+// what is in use. The one transaction at the end puts it all into force and
+// deletes what is not ours.
+func (p *Programmer) install(ctx context.Context, is *found, need [2][kinds]int, fresh [2]bool) error {
 	var err error
 	if is == nil {
 		if is, err = p.read(); err != nil {
 			return err
 		}
 	}
-	need := p.needs()
 	for i, f := range families {
 		if !fresh[i] {
 			p.gens[i].count = need[i]
@@ -199,18 +199,16 @@ func (p *Programmer) final(b *batch, is *found, fresh [2]bool) {
 	// What the table shall consist of.
 	sets := map[string]setSpec{}
 	chains := p.skeleton()
+	p.classes = [2]map[class]int{{}, {}}
+	for key, e := range p.held {
+		p.classes[familyOf(key.Addr)][classOf(e.f)]++
+	}
 	for i, f := range families {
 		for _, s := range p.fixedSets(f) {
 			sets[s.name] = s
 		}
 		for _, s := range p.gens[i].sets {
 			sets[s.name] = s
-		}
-		p.classes[i] = map[class]int{}
-		for _, e := range p.held {
-			if familyOf(e.f.Key.Addr) == i {
-				p.classes[i][classOf(e.f)]++
-			}
 		}
 		for c := range p.classes[i] {
 			chains = append(chains, p.classChains(f, p.gens[i], c)...)

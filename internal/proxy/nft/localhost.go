@@ -193,7 +193,7 @@ func (p *Programmer) followAddrs() {
 	err := p.dial()
 	if err == nil {
 		p.ch.reset()
-		err = p.install(context.Background(), nil, [2]bool{})
+		err = p.install(context.Background(), nil, p.needs(), [2]bool{})
 	}
 	if err != nil {
 		err = p.fail(fmt.Errorf("node ports on localhost: %w", err))

@@ -174,7 +174,7 @@ func (p *Programmer) Configure(ctx context.Context, node state.NodeFacts) error 
 		return err
 	}
 	p.ch.reset()
-	if err := p.install(ctx, nil, [2]bool{}); err != nil {
+	if err := p.install(ctx, nil, p.needs(), [2]bool{}); err != nil {
 		return p.fail(fmt.Errorf("configure table %s: %w", p.table, err))
 	}
 	return nil
@@ -276,7 +276,7 @@ func (p *Programmer) applyChanges(ctx context.Context, made [2][]class) error {
 		}
 	}
 	if grow[0] || grow[1] {
-		return p.install(ctx, nil, grow)
+		return p.install(ctx, nil, p.needs(), grow)
 	}
 	b := p.b
 	b.reset()
@@ -369,7 +369,9 @@ func (p *Programmer) Replace(ctx context.Context, all iter.Seq[*state.Frontend])
 	p.clear()
 	for f := range all {
 		p.held[f.Key] = entry{f: f}
-		p.refClusterIP(f, 1)
+		if f.ClusterIP {
+			p.clusterIP[f.Key.Addr]++
+		}
 	}
 	clear(p.touched)
 	if err := p.replace(ctx); err != nil {
