@@ -50,6 +50,9 @@ type Config struct {
 	Profiling bool
 	// ConfigText is shown at /configz beside the metrics; may be empty.
 	ConfigText []byte
+	// Lock names what only one proxy in a network namespace may program at a
+	// time; a second one waits for the first to end. Empty is no lock.
+	Lock string
 	// HealthTimeout is how long a change may wait before the proxy calls itself
 	// unhealthy; zero is health.DefaultTimeout.
 	HealthTimeout time.Duration

@@ -65,7 +65,8 @@ const (
 
 // Run works, once, until ctx ends and returns when everything it started has stopped.
 // What is programmed stays in the kernel: traffic goes on. Run does not close
-// the Programmer. It fails only if a server address cannot be had and the
+// the Programmer. It fails only if the lock cannot be had for
+// another reason than that somebody has it, or a server address cannot and the
 // Config says that this is fatal.
 func (p *Proxy) Run(ctx context.Context) error {
 	defer close(p.stopped)
@@ -78,6 +79,14 @@ func (p *Proxy) Run(ctx context.Context) error {
 	}
 	sub := p.cfg.Source.Subscribe(p.cfg.NodeName)
 	defer sub.Close()
+	release, err := p.lock(ctx)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil // asked to end while it waited
+		}
+		return err
+	}
+	defer release()
 	wg.Go(func() { p.flows.run(ctx) })
 	l := loop{Proxy: p, start: time.Now(), table: state.NewTable(p.cfg.view(nil)), pending: pending{replace: true}}
 	l.checks = health.NewServices(p.listen, p.health.Healthy, p.log)

@@ -124,6 +124,7 @@ type bed struct {
 	proxy   *Proxy
 	healthz string
 	metrics string
+	stop    func()
 }
 
 // freePort finds a port below those that the kernel gives out by itself, so that
@@ -173,9 +174,12 @@ func newBed(t *testing.T, change func(*Config, *fakeKernel, *fakeapi.Server)) *b
 			t.Errorf("run: %v", err)
 		}
 	})
-	t.Cleanup(func() {
+	b.stop = func() {
 		cancel()
 		wg.Wait()
+	}
+	t.Cleanup(func() {
+		b.stop()
 		srv.CloseClientConnections()
 		srv.Close()
 	})
@@ -384,6 +388,30 @@ func TestHealthAndMetrics(t *testing.T) {
 	if code, _ := b.get(b.healthz, "/livez"); code != 200 {
 		t.Errorf("livez of a node that leaves: %d", code)
 	}
+}
+
+// TestLock: the second proxy programs nothing before the first one has ended.
+func TestLock(t *testing.T) {
+	name := fmt.Sprintf("test-%d", rand.Int64())
+	first := newBed(t, func(c *Config, _ *fakeKernel, _ *fakeapi.Server) { c.Lock = name })
+	<-first.proxy.Synced()
+	second := newBed(t, func(c *Config, _ *fakeKernel, _ *fakeapi.Server) { c.Lock = name })
+	select {
+	case <-second.proxy.Synced():
+		t.Fatal("both program at once")
+	case <-time.After(200 * time.Millisecond):
+	}
+	if calls := second.kernel.takeCalls(); calls != "" {
+		t.Errorf("calls of the one that waits: %s", calls)
+	}
+	first.stop()
+	select {
+	case <-second.proxy.Synced():
+	case <-time.After(30 * time.Second):
+		t.Fatal("the first has ended, and the second still waits")
+	}
+	third := newBed(t, func(c *Config, _ *fakeKernel, _ *fakeapi.Server) { c.Lock = name })
+	third.stop() // ends while it waits
 }
 
 func TestUnhealthyWhileItFails(t *testing.T) {

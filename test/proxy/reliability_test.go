@@ -125,12 +125,21 @@ func echo(l net.Listener) {
 type process struct {
 	cmd    *exec.Cmd
 	exited chan error
+	ready  chan struct{}
 	mu     sync.Mutex
 	log    []string
 }
 
 // start runs a build on the node until it says that the table is complete.
 func (c *cluster) start(t *testing.T, binary string) *process {
+	t.Helper()
+	p := c.launch(t, binary)
+	p.await(t, "")
+	return p
+}
+
+// launch runs a build on the node and waits for nothing.
+func (c *cluster) launch(t *testing.T, binary string) *process {
 	t.Helper()
 	cmd := exec.Command(binary, "proxy", "--kubeconfig", c.kubeconfig, "--hostname-override", "node-1", "--cluster-cidr", "10.244.0.0/16", "--oom-score-adj", "0",
 		"--conntrack-max-per-core", "0", "--conntrack-tcp-timeout-established", "0", "--conntrack-tcp-timeout-close-wait", "0")
@@ -156,13 +165,27 @@ func (c *cluster) start(t *testing.T, binary string) *process {
 		p.exited <- cmd.Wait()
 	}()
 	t.Cleanup(func() { p.stop(syscall.SIGKILL) })
-	select {
-	case <-ready:
-	case <-time.After(time.Minute):
-		p.stop(syscall.SIGKILL)
-		t.Fatalf("the proxy is not ready:\n%s", p.text())
-	}
+	p.ready = ready
 	return p
+}
+
+// await waits until the log says so, or the process is ready if it says nothing.
+func (p *process) await(t *testing.T, says string) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		select {
+		case <-p.ready:
+			if says == "" {
+				return
+			}
+		default:
+		}
+		if says != "" && strings.Contains(p.text(), says) {
+			return
+		}
+	}
+	p.stop(syscall.SIGKILL)
+	t.Fatalf("the proxy does not get as far as %q:\n%s", says, p.text())
 }
 
 func (p *process) text() string {
@@ -309,20 +332,31 @@ func TestUpgrade(t *testing.T) {
 	one, two := build(t, "one"), build(t, "two")
 	p := c.start(t, one)
 	l := c.load(t)
+	at := func(what string) { t.Log(time.Now().Format("05.000 "), what) }
 	for range 3 {
 		for _, next := range []string{two, one} {
+			at("stop")
 			if err := p.stop(syscall.SIGTERM); err != nil {
 				t.Errorf("end by SIGTERM: %v", err)
 			}
 			time.Sleep(50 * time.Millisecond)
+			at("start")
 			p = c.start(t, next)
+			at("started")
 		}
 		old := p
-		p = c.start(t, two) // both at once
+		at("start beside")
+		p = c.launch(t, two) // both at once
+		p.await(t, "another proxy programs this node")
+		at("two endpoints")
 		c.setEndpoints(rand.Perm(endpoints)[:2]...)
 		time.Sleep(100 * time.Millisecond)
+		at("stop the old one")
 		old.stop(syscall.SIGTERM)
+		at("four endpoints")
 		c.setEndpoints(0, 1, 2, 3)
+		p.await(t, "")
+		at("started")
 	}
 	l.check(t, 300)
 }

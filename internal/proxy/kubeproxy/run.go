@@ -103,6 +103,7 @@ func (s *Settings) run(ctx context.Context, log *slog.Logger, o *Options) error 
 	}
 	defer programmer.Close()
 	cfg.Programmer = programmer
+	cfg.Lock = nft.DefaultTable
 	p, err := proxy.New(cfg)
 	if err != nil {
 		return err
