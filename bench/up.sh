@@ -30,7 +30,7 @@ for i in $(seq "$runs"); do
   t0=$(now)
   in_ns fairway up --detach >/dev/null
   t1=$(now)
-  sleep 5
+  sleep 25 # idle: by then an instance has given back what starting took
   pid=$(cat "$FAIRWAY_DATA_DIR/lock")
   rss=$(awk '/^VmRSS/ { printf "%d", $2/1024 }' /proc/"$pid"/status)
   anon=$(awk '/^RssAnon/ { printf "%d", $2/1024 }' /proc/"$pid"/status)
