@@ -447,6 +447,8 @@ func TestTakeOver(t *testing.T) {
 	before := c.until("stays", "ready", ready)
 	c.until("leaves", "ready", ready)
 	c.until("dies", "ready", ready)
+	c.pod("done", v1.PodSpec{RestartPolicy: v1.RestartPolicyNever, Containers: []v1.Container{{Command: sh("echo result")}}})
+	c.until("done", "ended", ended)
 	var pid int
 	c.eventually("the process number", func() error {
 		log := c.logs("dies", v1.PodLogOptions{})
@@ -466,6 +468,15 @@ func TestTakeOver(t *testing.T) {
 	if a, b := before.Status.ContainerStatuses[0], after.Status.ContainerStatuses[0]; a.ContainerID != b.ContainerID || b.RestartCount != 0 || before.Status.PodIP != after.Status.PodIP {
 		t.Errorf("was %+v\nis  %+v", before.Status, after.Status)
 	}
+	if p := c.until("done", "ended", ended); p.Status.ContainerStatuses[0].State.Terminated.ExitCode != 0 || p.Status.Phase != v1.PodSucceeded {
+		t.Errorf("status %+v", p.Status)
+	}
+	c.eventually("the log of one that had ended", func() error {
+		if got := c.logs("done", v1.PodLogOptions{}); got != "result\n" {
+			return fmt.Errorf("%q", got)
+		}
+		return nil
+	})
 	c.eventually("the log goes on", func() error {
 		first := c.logs("stays", v1.PodLogOptions{TailLines: ptr.To(int64(1))})
 		time.Sleep(200 * time.Millisecond)

@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -199,6 +201,7 @@ func (w *worker) restore(ctx context.Context) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, c := range w.ctrs {
+		c.logs = w.oldLogs(c.spec.Name)
 		if i := slices.IndexFunc(statuses, func(s v1.ContainerStatus) bool { return s.Name == c.spec.Name }); i >= 0 {
 			s := statuses[i]
 			c.restarts = s.RestartCount
@@ -225,10 +228,6 @@ func (w *worker) restore(ctx context.Context) {
 			c.rt, c.id, c.attempt, c.began, c.user, c.imageRef = rt, st.ID, st.Attempt, st.StartedAt, st.User, st.Digest
 			c.restarts = max(c.restarts, int32(st.Attempt))
 			c.exit, c.running = nil, false
-			c.logs = []string{w.logPath(c.spec.Name, st.Attempt)}
-			if st.Attempt > 0 {
-				c.logs = append([]string{w.logPath(c.spec.Name, st.Attempt-1)}, c.logs...)
-			}
 			if !st.Running {
 				s := st
 				c.exit = &s
@@ -245,6 +244,23 @@ func (w *worker) restore(ctx context.Context) {
 		}
 	}
 	w.states = nil
+}
+
+// oldLogs are the logs that a container has, the newest last.
+func (w *worker) oldLogs(name string) []string {
+	ents, _ := os.ReadDir(filepath.Join(w.logDir(), name))
+	var attempts []int
+	for _, e := range ents {
+		if n, err := strconv.Atoi(strings.TrimSuffix(e.Name(), ".log")); err == nil {
+			attempts = append(attempts, n)
+		}
+	}
+	slices.Sort(attempts)
+	var out []string
+	for _, n := range attempts {
+		out = append(out, w.logPath(name, uint32(n)))
+	}
+	return out
 }
 
 // follow waits for the end of the running attempt and begins its probes. The
