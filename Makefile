@@ -72,6 +72,10 @@ bench-api: ## start and size of the API server, and Services created per second
 bench-endpoints: ## from a Pod's readiness to its EndpointSlice, with 5,000 Services
 	@bench/endpoints.sh
 
+.PHONY: bench-ready
+bench-ready: build ## from a Pod's readiness to every node's kernel, with 5,000 Services (needs root)
+	@bench/ready.sh
+
 .PHONY: bench-lb
 bench-lb: ## addresses for 10,000 LoadBalancer Services
 	@bench/lb.sh
