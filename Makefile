@@ -15,7 +15,8 @@ export CGO_ENABLED = 0
 # Packages with goroutines of their own that build without the Kubernetes tree:
 # the ones the race detector runs on.
 RACE := ./internal/console ./internal/netns ./internal/dns/... ./internal/lb/... ./internal/announce/... \
-        ./internal/proxy/... ./internal/echo ./internal/controller/endpoints ./internal/controller/podgc
+        ./internal/proxy/... ./internal/echo ./internal/controller/endpoints ./internal/controller/podgc \
+        ./internal/node/network ./internal/node/runtime/process
 
 .DEFAULT_GOAL := help
 
@@ -79,6 +80,10 @@ bench-ready: build ## from a Pod's readiness to every node's kernel, with 5,000 
 .PHONY: bench-lb
 bench-lb: ## addresses for 10,000 LoadBalancer Services
 	@bench/lb.sh
+
+.PHONY: bench-pods
+bench-pods: build ## a thousand Pods on ten nodes: time, memory, and that all answer (needs root)
+	@bench/pods.sh
 
 .PHONY: bench-up
 bench-up: build ## how long `fairway up` takes and how large it is (needs root)
