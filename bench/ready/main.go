@@ -26,6 +26,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/utils/ptr"
 
@@ -62,6 +63,7 @@ func run(kubeconfig string, names []string, target string, services, rounds int)
 		return err
 	}
 	config.QPS = -1
+	config.WarningHandler = rest.NoWarnings{} // v1 Endpoints are deprecated
 	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
 		return err
@@ -79,7 +81,11 @@ func run(kubeconfig string, names []string, target string, services, rounds int)
 	if err := b.load(ctx, services); err != nil {
 		return err
 	}
-	fmt.Printf("%d Services made in %.1f s\n", services, time.Since(began).Seconds())
+	fmt.Printf("%d Services made in %.1f s", services, time.Since(began).Seconds())
+	if err := b.settle(ctx, services); err != nil {
+		return err
+	}
+	fmt.Printf(", their endpoints written after %.1f s\n", time.Since(began).Seconds())
 	if err := b.prepare(ctx); err != nil {
 		return err
 	}
@@ -147,6 +153,22 @@ func (b *bench) load(ctx context.Context, n int) error {
 		return err
 	default:
 		return nil
+	}
+}
+
+// settle waits until the controllers have written all there is to write for
+// the Services, v1 Endpoints last.
+func (b *bench) settle(ctx context.Context, services int) error {
+	for {
+		list, err := b.client.CoreV1().Endpoints("default").List(ctx, metav1.ListOptions{ResourceVersion: "0"})
+		if err != nil {
+			return err
+		}
+		if len(list.Items) >= services {
+			time.Sleep(3 * time.Second)
+			return nil
+		}
+		time.Sleep(time.Second)
 	}
 }
 
