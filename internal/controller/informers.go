@@ -31,8 +31,6 @@ var cachedWhole = map[schema.GroupResource]bool{
 	{Group: "batch", Resource: "jobs"}:                             true,
 	{Group: "coordination.k8s.io", Resource: "leases"}:             true,
 	{Group: "discovery.k8s.io", Resource: "endpointslices"}:        true,
-	{Group: "networking.k8s.io", Resource: "ipaddresses"}:          true,
-	{Group: "networking.k8s.io", Resource: "servicecidrs"}:         true,
 	{Group: "policy", Resource: "poddisruptionbudgets"}:            true,
 	{Group: "rbac.authorization.k8s.io", Resource: "clusterroles"}: true,
 }

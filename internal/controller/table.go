@@ -19,7 +19,6 @@ import (
 	"k8s.io/kubernetes/pkg/controller/replicaset"
 	"k8s.io/kubernetes/pkg/controller/replication"
 	"k8s.io/kubernetes/pkg/controller/serviceaccount"
-	"k8s.io/kubernetes/pkg/controller/servicecidrs"
 	"k8s.io/kubernetes/pkg/controller/statefulset"
 	"k8s.io/kubernetes/pkg/controller/tainteviction"
 	"k8s.io/kubernetes/pkg/controller/ttl"
@@ -44,7 +43,8 @@ type row struct {
 // table is all of upstream's controllers that run here (and podgc, which does
 // as upstream's does). Not among them: those
 // for clouds, volumes, certificates and devices, which these nodes have not;
-// node-ipam, as nodes register with their Pod CIDRs; and upstream's three for
+// node-ipam, as nodes register with their Pod CIDRs; service-cidr, which the API
+// server runs beside the Service registry; and upstream's three for
 // endpoints, in whose place is ours.
 var table = []row{
 	// Workloads.
@@ -153,12 +153,6 @@ var table = []row{
 	}},
 	{"clusterrole-aggregation", "clusterrole-aggregation-controller", func(ctx context.Context, e *env) (func(context.Context), error) {
 		return workers(1, clusterroleaggregation.NewClusterRoleAggregation(e.informers.Rbac().V1().ClusterRoles(), e.client.RbacV1()), nil)
-	}},
-
-	// Services' addresses.
-	{"service-cidr", "service-cidrs-controller", func(ctx context.Context, e *env) (func(context.Context), error) {
-		return workers(1, servicecidrs.NewController(ctx, e.informers.Networking().V1().ServiceCIDRs(),
-			e.informers.Networking().V1().IPAddresses(), e.client), nil)
 	}},
 }
 
