@@ -128,7 +128,7 @@ func (t Target) grpc(ctx context.Context, g *v1.GRPCAction) (bool, string) {
 //
 // An eager watch does not leave a starting container waiting for a whole
 // period: until the first success it asks soon and then less and less often,
-// counting no more failures than the period would bring.
+// counting (and telling) no more failures than the period would bring.
 func Watch(ctx context.Context, p *v1.Probe, eager bool, t Target, started time.Time, decided func(ok bool, message string), failed func(message string)) {
 	period := seconds(p.PeriodSeconds, 10)
 	timeout := seconds(p.TimeoutSeconds, 1)
@@ -143,7 +143,11 @@ func Watch(ctx context.Context, p *v1.Probe, eager bool, t Target, started time.
 	}
 	var run int32
 	var last, told, any bool
-	var counted time.Time // when the last failure was that counts
+	counted := started // when the last failure was that counts
+	if !eager {
+		// A process needs a moment; asking in the very first one only tells that.
+		first = max(first, time.Until(started.Add(min(period, time.Second))))
+	}
 	timer := time.NewTimer(max(first, 0))
 	defer timer.Stop()
 	for {
