@@ -240,8 +240,6 @@ func get(addr string) (string, error) {
 
 func sh(script string) []string { return []string{"sh", "-c", script} }
 
-var noToken = ptr.To(false)
-
 func TestPods(t *testing.T) {
 	if !testenv.Inside(t, nil) {
 		return

@@ -43,7 +43,7 @@ func TestPodSpec(t *testing.T) {
 
 	t.Run("environment, volumes, files", func(t *testing.T) {
 		host := t.TempDir()
-		p := c.pod("full", v1.PodSpec{
+		c.pod("full", v1.PodSpec{
 			RestartPolicy: v1.RestartPolicyNever, Hostname: "named", Subdomain: "sub",
 			HostAliases: []v1.HostAlias{{IP: "192.0.2.7", Hostnames: []string{"alias"}}},
 			DNSConfig:   &v1.PodDNSConfig{Options: []v1.PodDNSConfigOption{{Name: "timeout", Value: ptr.To("1")}}},
@@ -77,7 +77,7 @@ func TestPodSpec(t *testing.T) {
 					{Name: "cm", MountPath: "/fw-mnt/sub", SubPath: "sub"}},
 			}},
 		})
-		p = c.until("full", "ended", ended)
+		p := c.until("full", "ended", ended)
 		log := c.logs("full", v1.PodLogOptions{})
 		for _, want := range []string{
 			"env from-cm " + p.Status.PodIP + " node-1 node-1/hidden 67108864 " + svc.Spec.ClusterIP + ":81\n",
@@ -119,12 +119,12 @@ func TestPodSpec(t *testing.T) {
 	})
 
 	t.Run("restarts with back-off", func(t *testing.T) {
-		c.pod("crash", v1.PodSpec{TerminationGracePeriodSeconds: grace, Containers: []v1.Container{{Command: sh("echo life; exit 2")}}})
+		c.pod("crash", v1.PodSpec{TerminationGracePeriodSeconds: grace, Containers: []v1.Container{{Command: sh("echo life; echo words > /dev/termination-log; sleep 0.3; exit 2")}}})
 		p := c.until("crash", "in back-off", func(p *v1.Pod) bool {
 			return len(p.Status.ContainerStatuses) == 1 && p.Status.ContainerStatuses[0].State.Waiting != nil && p.Status.ContainerStatuses[0].State.Waiting.Reason == "CrashLoopBackOff"
 		})
 		s := p.Status.ContainerStatuses[0]
-		if s.RestartCount != 1 || s.LastTerminationState.Terminated == nil || s.LastTerminationState.Terminated.ExitCode != 2 || p.Status.Phase != v1.PodRunning {
+		if s.RestartCount != 1 || s.LastTerminationState.Terminated == nil || s.LastTerminationState.Terminated.ExitCode != 2 || s.LastTerminationState.Terminated.Message != "words\n" || p.Status.Phase != v1.PodRunning {
 			t.Errorf("phase %s, status %+v", p.Status.Phase, s)
 		}
 		if got := c.logs("crash", v1.PodLogOptions{Previous: true}); got != "life\n" {

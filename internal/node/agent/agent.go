@@ -299,7 +299,7 @@ func (a *Agent) status() v1.NodeStatus {
 		s.Conditions = append(s.Conditions, v1.NodeCondition{Type: c.kind, Status: c.ok, Reason: c.reason, Message: c.message,
 			LastHeartbeatTime: now, LastTransitionTime: now})
 	}
-	s.NodeInfo = v1.NodeSystemInfo{OperatingSystem: runtime.GOOS, Architecture: runtime.GOARCH, KubeletVersion: f.Version, KubeProxyVersion: f.Version,
+	s.NodeInfo = v1.NodeSystemInfo{OperatingSystem: runtime.GOOS, Architecture: runtime.GOARCH, KubeletVersion: f.Version,
 		ContainerRuntimeVersion: f.Runtime, KernelVersion: kernel(), OSImage: osImage(), MachineID: line("/etc/machine-id"),
 		SystemUUID: line("/sys/class/dmi/id/product_uuid"), BootID: f.BootID}
 	return s

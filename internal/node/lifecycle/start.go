@@ -56,14 +56,18 @@ func (w *worker) start(ctx context.Context, c *container) time.Duration {
 		return retry
 	}
 	attempt := uint32(0)
+	var ended *v1.ContainerStateTerminated // the attempt before, with its last words
 	w.mu.Lock()
 	if c.id != "" {
 		attempt = max(c.attempt+1, uint32(c.restarts)+1)
 	}
+	if c.exit != nil {
+		ended = terminated(c, w.termMessage(c))
+	}
 	w.mu.Unlock()
 	term := w.path("termination-log-" + c.spec.Name)
 	os.Remove(term) //nolint:errcheck // of the attempt before
-	if err := writeFile(term, nil); err == nil {
+	if err = writeFile(term, nil); err == nil {
 		err = os.Chmod(term, 0o666)
 	}
 	if err != nil {
@@ -96,11 +100,11 @@ func (w *worker) start(ctx context.Context, c *container) time.Duration {
 		if ctx.Err() != nil {
 			return retry
 		}
-		return w.startFailed(c, rt, attempt, err)
+		return w.startFailed(c, rt, attempt, ended, err)
 	}
 	w.mu.Lock()
-	if c.exit != nil {
-		c.last = terminated(c, w.termMessage(c))
+	if ended != nil {
+		c.last = ended
 	}
 	if c.id != "" {
 		c.restarts = max(c.restarts+1, int32(attempt))
@@ -132,10 +136,10 @@ func (w *worker) start(ctx context.Context, c *container) time.Duration {
 }
 
 // startFailed counts an attempt that has not come to life as one that failed.
-func (w *worker) startFailed(c *container, rt runtime.Runtime, attempt uint32, err error) time.Duration {
+func (w *worker) startFailed(c *container, rt runtime.Runtime, attempt uint32, ended *v1.ContainerStateTerminated, err error) time.Duration {
 	w.mu.Lock()
-	if c.exit != nil {
-		c.last = terminated(c, "")
+	if ended != nil {
+		c.last = ended
 	}
 	if c.id != "" {
 		c.restarts = max(c.restarts+1, int32(attempt))

@@ -171,7 +171,7 @@ func (w *worker) restarts(c *container, code int) bool {
 	case v1.RestartPolicyOnFailure:
 		return code != 0
 	}
-	return c.init == false || code != 0
+	return !c.init || code != 0
 }
 
 // finished tells whether no container but sidecars will ever run again.

@@ -108,7 +108,7 @@ func (vs *Volumes) setup(ctx context.Context, pod *v1.Pod, v *v1.Volume) (Volume
 			case s.DownwardAPI != nil:
 				err = errors.Join(err, downward(pod, s.DownwardAPI.Items, mode, files))
 			case s.ServiceAccountToken != nil:
-				err = errors.Join(err, vs.serviceAccountToken(ctx, pod, v.Name, s.ServiceAccountToken, mode, files))
+				err = errors.Join(err, vs.serviceAccountToken(ctx, pod, v.Name, s.ServiceAccountToken, files))
 			default:
 				err = errors.Join(err, errors.New("projected source: of a kind that Fairway's nodes do not know (known: configMap, secret, downwardAPI, serviceAccountToken)"))
 			}
@@ -190,7 +190,7 @@ func downward(pod *v1.Pod, items []v1.DownwardAPIVolumeFile, mode int32, files m
 	return nil
 }
 
-func (vs *Volumes) serviceAccountToken(ctx context.Context, pod *v1.Pod, volume string, p *v1.ServiceAccountTokenProjection, mode int32, files map[string]file) error {
+func (vs *Volumes) serviceAccountToken(ctx context.Context, pod *v1.Pod, volume string, p *v1.ServiceAccountTokenProjection, files map[string]file) error {
 	key := volume + "/" + p.Path
 	t, ok := vs.tokens[key]
 	if !ok || time.Now().After(t.refresh) {
@@ -207,10 +207,9 @@ func (vs *Volumes) serviceAccountToken(ctx context.Context, pod *v1.Pod, volume 
 	}
 	// As upstream: a token is for its owner, unless a group shares the volume
 	// or a container runs as somebody else.
+	mode := int32(0o600)
 	if fsGroup(pod) != nil || !allRoot(pod) {
 		mode = 0o644
-	} else {
-		mode = 0o600
 	}
 	files[filepath.Clean(p.Path)] = file{[]byte(t.text), mode}
 	return nil

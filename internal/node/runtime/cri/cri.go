@@ -90,11 +90,11 @@ func Connect(ctx context.Context, cfg Config) (*Runtime, error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	endpoint := "unix://" + cfg.Socket
-	rt, err := remote.NewRemoteRuntimeService(ctx, endpoint, connectTimeout, nil, false)
+	rt, err := remote.NewRemoteRuntimeServiceBuilder().WithEndpoint(endpoint).WithConnectionTimeout(connectTimeout).WithTracerProvider(nil).Build(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", cfg.Socket, err)
 	}
-	images, err := remote.NewRemoteImageService(ctx, endpoint, connectTimeout, nil, false)
+	images, err := remote.NewRemoteImageServiceBuilder().WithEndpoint(endpoint).WithConnectionTimeout(connectTimeout).WithTracerProvider(nil).Build(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", cfg.Socket, err)
 	}
@@ -253,7 +253,7 @@ func (r *Runtime) EnsureImage(ctx context.Context, _ *runtime.Sandbox, image, pu
 	case present != "" && pull != "Always":
 		return present, nil
 	case pull == "Never":
-		return "", &runtime.ImageError{Reason: "ErrImageNeverPull", Err: fmt.Errorf("Container image %q is not present with pull policy of Never", image)}
+		return "", &runtime.ImageError{Reason: "ErrImageNeverPull", Err: fmt.Errorf("container image %q is not present with pull policy of Never", image)}
 	}
 	var last error
 	for _, a := range append(matching(auths, image), nil) {
