@@ -182,8 +182,6 @@ func (l *lan) node(name string) *lanNode {
 	return nil
 }
 
-func anyone(string) bool { return true }
-
 // settled waits until the client finds an address at the node that is elected
 // for it, for half a second without a break, and returns the node. All nodes
 // start at once in these tests, and take addresses from each other then.

@@ -198,8 +198,8 @@ func (s *Server) waitReady(ctx context.Context, loopback *rest.Config) error {
 	if err != nil {
 		return err
 	}
-	last := errors.New("it did not answer")
 	for {
+		var last error
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, loopback.Host+"/readyz", nil)
 		if err != nil {
 			return err

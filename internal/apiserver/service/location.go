@@ -91,7 +91,7 @@ func (l *locator) isPod(ctx context.Context, namespace string, ep *discovery.End
 		return fmt.Errorf("it refers to a %T", obj)
 	}
 	if len(ep.Addresses) == 0 || !slices.ContainsFunc(pod.Status.PodIPs, func(ip core.PodIP) bool { return ip.IP == ep.Addresses[0] }) {
-		return fmt.Errorf("Pod %s has not that address", pod.Name)
+		return fmt.Errorf("its Pod %s has not that address", pod.Name)
 	}
 	return nil
 }

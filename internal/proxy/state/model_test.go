@@ -41,7 +41,6 @@ type model struct {
 	view     View
 	kernel   map[Key]Frontend // what a programmer that applied every diff holds
 	health   map[Name]HealthCheck
-	pending  bool
 }
 
 var modelNames = []string{"a", "b", "c"}
