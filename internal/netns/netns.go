@@ -181,11 +181,23 @@ func (ns *NS) Close() error { return ns.file.Close() }
 // runtime.UnlockOSThread.
 func (ns *NS) Do(f func() error) error {
 	return onNewThread(func() error {
-		if err := unix.Setns(ns.Fd(), unix.CLONE_NEWNET); err != nil {
+		if err := ns.enter(); err != nil {
 			return fmt.Errorf("enter network namespace %q: %w", ns.name, err)
 		}
 		return f()
 	})
+}
+
+// enter moves the calling thread into the namespace. Control keeps a Close by
+// somebody else from taking the descriptor away meanwhile.
+func (ns *NS) enter() error {
+	conn, err := ns.file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var setns error
+	err = conn.Control(func(fd uintptr) { setns = unix.Setns(int(fd), unix.CLONE_NEWNET) })
+	return errors.Join(err, setns)
 }
 
 // Listen announces on a TCP address inside the namespace.
