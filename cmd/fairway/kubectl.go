@@ -2,6 +2,8 @@ package main
 
 import (
 	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
@@ -25,6 +27,9 @@ is kubectl's own. The instance is that of FAIRWAY_DATA_DIR, or the default one;
 		// Every argument belongs to kubectl, --help included.
 		DisableFlagParsing: true,
 		RunE: func(c *cobra.Command, args []string) error {
+			// kubectl knows what to do on Ctrl-C; with main's handler in place the
+			// first one would be lost on it.
+			signal.Reset(os.Interrupt, syscall.SIGTERM)
 			if os.Getenv("KUBECONFIG") == "" {
 				os.Setenv("KUBECONFIG", standalone.KubeconfigPath(standalone.DefaultOptions().DataDir))
 			}
