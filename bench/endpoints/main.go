@@ -145,7 +145,7 @@ func (b *bench) run(ctx context.Context, which string) (*result, error) {
 	informer := factory.Discovery().V1().EndpointSlices().Informer()
 	see := func(obj any) {
 		s, ok := obj.(*discovery.EndpointSlice)
-		if !ok || len(s.Endpoints) == 0 {
+		if !ok || len(s.Endpoints) == 0 || s.Labels[discovery.LabelServiceName] == "kubernetes" {
 			return
 		}
 		service, ready := s.Labels[discovery.LabelServiceName], *s.Endpoints[0].Conditions.Ready
