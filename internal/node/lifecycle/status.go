@@ -255,11 +255,7 @@ func (w *worker) containerStatus(c *container) v1.ContainerStatus {
 		Started: &started, Ready: c.running && c.ready}
 	if c.init && !c.sidecar {
 		cs.Ready = !c.running && c.exit != nil && c.exit.ExitCode == 0
-		cs.Started = &c.running
-		if !c.running {
-			f := false
-			cs.Started = &f
-		}
+		started = c.running // an init container has no startup probe
 	}
 	if c.last != nil {
 		cs.LastTerminationState.Terminated = c.last
