@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"sync"
@@ -45,21 +46,40 @@ var (
 func main() {
 	flag.Parse()
 	klog.SetSlogLogger(slog.New(slog.DiscardHandler))
-	p99 := map[string]time.Duration{}
-	for _, which := range strings.Split(*which, ",") {
-		result, err := measure(which)
+	if err := run(strings.Split(*which, ",")); err != nil {
+		fmt.Fprintln(os.Stderr, "endpoints bench:", err)
+		os.Exit(1)
+	}
+}
+
+// run measures one in this process, several in a process each.
+func run(which []string) error {
+	if len(which) == 1 {
+		r, err := measure(which[0])
 		if err != nil {
-			fmt.Fprintln(os.Stderr, "endpoints bench:", err)
-			os.Exit(1)
+			return err
 		}
-		line, _ := json.Marshal(result)
-		fmt.Println(string(line))
-		p99[which] = time.Duration(result.SingleP99 * float64(time.Millisecond))
+		return json.NewEncoder(os.Stdout).Encode(r)
 	}
-	if len(p99) < 2 {
-		return
+	var results []result
+	for _, w := range which {
+		cmd := exec.Command(os.Args[0], "-which", w, fmt.Sprintf("-services=%d", *services), fmt.Sprintf("-changes=%d", *changes), fmt.Sprintf("-burst=%d", *burst))
+		cmd.Stderr = os.Stderr
+		out, err := cmd.Output()
+		if err != nil {
+			return fmt.Errorf("%s: %w", w, err)
+		}
+		fmt.Print(string(out))
+		var r result
+		if err := json.Unmarshal(out, &r); err != nil {
+			return err
+		}
+		results = append(results, r)
 	}
-	fmt.Printf("p99 of upstream's is %.1f times that of Fairway's\n", float64(p99["upstream"])/float64(p99["fairway"]))
+	a, b := results[0], results[1]
+	fmt.Printf("%s takes %.1f times as long as %s at the median, %.1f times at the 99th percentile\n",
+		b.Controller, b.SingleP50/a.SingleP50, a.Controller, b.SingleP99/a.SingleP99)
+	return nil
 }
 
 // result is in milliseconds.
