@@ -16,6 +16,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"fairway.dev/fairway/internal/dns"
 )
 
 // Options are what a person can say about an instance. Parse them with
@@ -112,10 +114,8 @@ func (o *Options) Complete() (Network, error) {
 		}
 	}
 	for _, u := range o.DNSUpstreams {
-		if _, err := netip.ParseAddr(u); err != nil {
-			if _, err := netip.ParseAddrPort(u); err != nil {
-				fail("dns-upstream", "%q is not an address such as 192.0.2.53 or 192.0.2.53:53", u)
-			}
+		if _, err := dns.ParseUpstream(u); err != nil {
+			fail("dns-upstream", "%v", err)
 		}
 	}
 	if len(errs) == 0 {

@@ -68,31 +68,18 @@ func (s *system) startDNS(ctx context.Context) (string, error) {
 		Dial:   new(net.Dialer).DialContext,
 		Logger: s.log.With("part", "dns"),
 	}
-	if o.Upstreams, err = upstreams(s.opts.DNSUpstreams); err != nil {
-		return "", err
+	for _, text := range s.opts.DNSUpstreams {
+		u, err := dns.ParseUpstream(text)
+		if err != nil {
+			return "", fmt.Errorf("--dns-upstream: %w", err)
+		}
+		o.Upstreams = append(o.Upstreams, u)
 	}
 	if s.dns, err = dns.New(o); err != nil {
 		return "", err
 	}
 	s.background("dns", s.dns.Run)
 	return fmt.Sprintf("%s, names under %s", ips[0], s.opts.ClusterDomain), nil
-}
-
-// upstreams reads addresses with or without a port; Complete has checked them.
-func upstreams(in []string) ([]netip.AddrPort, error) {
-	var out []netip.AddrPort
-	for _, u := range in {
-		ap, err := netip.ParseAddrPort(u)
-		if err != nil {
-			a, err := netip.ParseAddr(u)
-			if err != nil {
-				return nil, fmt.Errorf("--dns-upstream: %w", err)
-			}
-			ap = netip.AddrPortFrom(a, 53)
-		}
-		out = append(out, ap)
-	}
-	return out, nil
 }
 
 // startSpeakers begins to watch what the nodes' announcers need to know.
