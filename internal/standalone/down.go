@@ -73,25 +73,60 @@ func Down(ctx context.Context, dir string, purge bool, p *console.Printer) error
 	return nil
 }
 
-// stopProcess asks the holder to end and waits until the lock is free, and
-// kills it if it does not come to an end.
+// stopProcess asks the holder to end and waits until it is gone, and kills it
+// if it does not come to an end. The lock alone would not do: the kernel drops
+// it a little before the process is over.
 func stopProcess(ctx context.Context, dir string, pid int) error {
-	if err := unix.Kill(pid, unix.SIGTERM); err != nil && !errors.Is(err, unix.ESRCH) {
+	proc, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("watch process %d: %w", pid, err)
+	}
+	defer unix.Close(proc)
+	// The pid may have gone to somebody else between the look at the lock and
+	// here; from now on the descriptor names one process for good.
+	if holder(dir) != pid {
+		return nil
+	}
+	signal := func(s unix.Signal) error {
+		err := unix.PidfdSendSignal(proc, s, nil, 0)
+		if errors.Is(err, unix.ESRCH) {
+			return nil
+		}
+		return err
+	}
+	if err := signal(unix.SIGTERM); err != nil {
 		return fmt.Errorf("stop process %d: %w", pid, err)
 	}
 	deadline := time.Now().Add(stopTimeout)
-	for killed := false; holder(dir) == pid; {
+	for killed := false; ; {
+		over, err := exited(proc, 20*time.Millisecond)
+		if err != nil {
+			return fmt.Errorf("wait for process %d: %w", pid, err)
+		}
+		if over {
+			return nil
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		if time.Now().After(deadline) && !killed {
 			killed = true
-			if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+			if err := signal(unix.SIGKILL); err != nil {
 				return fmt.Errorf("kill process %d, which did not stop within %s: %w", pid, stopTimeout, err)
 			}
 		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(20 * time.Millisecond):
-		}
 	}
-	return nil
+}
+
+// exited reports whether the process of a pidfd is over, and waits at most wait
+// for it (pidfd_open(2): readable when it is).
+func exited(pidfd int, wait time.Duration) (bool, error) {
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, int(wait.Milliseconds()))
+	if errors.Is(err, unix.EINTR) {
+		return false, nil
+	}
+	return n > 0, err
 }
