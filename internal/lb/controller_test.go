@@ -381,10 +381,10 @@ func testNodeAddresses(t *testing.T, w *world) {
 		return func(s *corev1.Service) { s.Spec.Ports[0].Port = n }
 	}
 	w.service("web", port(80))
+	w.has("web", "192.0.2.1", "Allocated") // before another asks for its port
 	w.service("tls", port(443))
 	w.service("clash", port(80))
 	w.service("ssh", port(22))
-	w.has("web", "192.0.2.1", "Allocated")
 	w.has("tls", "192.0.2.1", "Allocated")
 	w.has("clash", "", ipam.ReasonPortClash)
 	w.has("ssh", "", ipam.ReasonPortClash)
