@@ -8,16 +8,8 @@ COMMIT      ?= $(shell git rev-parse --short HEAD 2>/dev/null)
 LDFLAGS     := -s -w -X fairway.dev/fairway/internal/version.Version=$(VERSION) -X fairway.dev/fairway/internal/version.Commit=$(COMMIT)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
-# Binaries are static. Tests are built the same way, so that one build cache
-# serves both; only the race detector needs a C compiler.
+# Binaries are static. Only the race detector needs a C compiler.
 export CGO_ENABLED = 0
-
-# Packages with goroutines of their own whose tests do not link Kubernetes' API
-# server: the ones the race detector runs on. (The others would take it a
-# quarter of an hour to compile.)
-RACE := ./internal/announce/... ./internal/console ./internal/controller/endpoints ./internal/controller/podgc ./internal/dns/... ./internal/echo/... \
-        ./internal/lb/ipam ./internal/lb/status ./internal/netns ./internal/node/network ./internal/node/runtime/process \
-        ./internal/proxy/...
 
 .DEFAULT_GOAL := help
 
@@ -47,12 +39,12 @@ test: setup build ## run all tests, with the set-up they need (needs root)
 	@scripts/test
 
 .PHONY: test-race
-test-race: ## run the tests of the packages with goroutines under the race detector
-	CGO_ENABLED=1 $(GO) test -race -vet=off -p 2 -timeout 15m $(RACE)
+test-race: ## only the tests that run under the race detector
+	@scripts/test race
 
 .PHONY: lint
 lint: ## gofmt, go vet, staticcheck
-	@test -z "$$(gofmt -l cmd internal api test bench 2>/dev/null | tee /dev/stderr)" || { echo "run gofmt -w on these files"; exit 1; }
+	@bad=$$(gofmt -l cmd internal api test bench); test -z "$$bad" || { printf 'run gofmt -w on these files:\n%s\n' "$$bad"; exit 1; }
 	$(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./...
 
