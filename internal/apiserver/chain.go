@@ -38,8 +38,9 @@ type chain struct {
 
 // buildChain makes the three servers that answer a request in turn: API
 // services, then built-in resources, then custom resources. Nothing runs yet
-// but the reloading of files.
-func buildChain(ctx context.Context, o Options, upstream *options.Options, ca *pki.Authority, sec secrets) (*chain, error) {
+// but the reloading of files, until ctx ends. What cannot do without comes to
+// fail when it runs, it tells fail.
+func buildChain(ctx context.Context, o Options, upstream *options.Options, ca *pki.Authority, sec secrets, fail func(error)) (*chain, error) {
 	opts, err := upstream.Complete(ctx, nil, nil)
 	if err != nil {
 		return nil, err
@@ -99,7 +100,7 @@ func buildChain(ctx context.Context, o Options, upstream *options.Options, ca *p
 	if err != nil {
 		return nil, err
 	}
-	if err := installResources(o, completed, kube, sec); err != nil {
+	if err := installResources(o, completed, kube, sec, fail); err != nil {
 		return nil, err
 	}
 	describe = newLazyOpenAPI(kube.GenericAPIServer.Handler.GoRestfulContainer, generic.OpenAPIConfig, generic.OpenAPIV3Config)
@@ -120,7 +121,7 @@ func buildChain(ctx context.Context, o Options, upstream *options.Options, ca *p
 
 // installResources puts the table of resources.go into the server, and what
 // has to be in the store for it to work.
-func installResources(o Options, config controlplane.CompletedConfig, kube *controlplane.Server, sec secrets) error {
+func installResources(o Options, config controlplane.CompletedConfig, kube *controlplane.Server, sec secrets, fail func(error)) error {
 	client, err := kubernetes.NewForConfig(config.Generic.LoopbackClientConfig)
 	if err != nil {
 		return err
@@ -136,7 +137,7 @@ func installResources(o Options, config controlplane.CompletedConfig, kube *cont
 	if err := kube.InstallAPIs(storageProviders(&storageNeeds{config: config, client: client, core: core})...); err != nil {
 		return err
 	}
-	installPolicy(kube.GenericAPIServer)
-	installPriorityClasses(kube.GenericAPIServer)
+	installPolicy(kube.GenericAPIServer, client, fail)
+	installPriorityClasses(kube.GenericAPIServer, client, fail)
 	return keepKubernetesService(o, config, kube, client)
 }

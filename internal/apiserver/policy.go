@@ -26,7 +26,7 @@ const (
 	// policyWriters is how many objects are written at once. etcd commits
 	// what arrives together with one fsync.
 	policyWriters = 16
-	// policyLimit is how long the policy may take to be written.
+	// policyLimit is how long the policy, or anything else that a start writes, may take.
 	policyLimit = 30 * time.Second
 )
 
@@ -34,19 +34,28 @@ const (
 // starts: upstream's and those of rbac.go. What is there already only gets what
 // it lacks, unless it is annotated to be left alone. Upstream's own hook does the same
 // one object at a time, after a wait of a second.
-func installPolicy(s *genericapiserver.GenericAPIServer) {
-	s.AddPostStartHookOrDie(policyHook, func(hook genericapiserver.PostStartHookContext) error {
-		client, err := kubernetes.NewForConfig(hook.LoopbackClientConfig)
-		if err != nil {
-			return err
+func installPolicy(s *genericapiserver.GenericAPIServer, client kubernetes.Interface, fail func(error)) {
+	writeAtStart(s, policyHook, 100*time.Millisecond, fail, func(ctx context.Context) error {
+		if err := writePolicy(ctx, client); err != nil {
+			return fmt.Errorf("roles and bindings: %w", err)
 		}
+		return nil
+	})
+}
+
+// writeAtStart has the server call write when it starts, every interval until
+// it succeeds; it is not ready before. If that is not so within policyLimit, fail gets the
+// last error. The hook itself never fails: upstream would end the process.
+func writeAtStart(s *genericapiserver.GenericAPIServer, name string, interval time.Duration, fail func(error), write func(context.Context) error) {
+	s.AddPostStartHookOrDie(name, func(hook genericapiserver.PostStartHookContext) error {
 		var last error
-		err = wait.PollUntilContextTimeout(hook, 100*time.Millisecond, policyLimit, true, func(ctx context.Context) (bool, error) {
-			last = writePolicy(ctx, client)
+		err := wait.PollUntilContextTimeout(hook, interval, policyLimit, true, func(ctx context.Context) (bool, error) {
+			last = write(ctx)
 			return last == nil, nil
 		})
-		if err != nil {
-			return fmt.Errorf("roles and bindings: %w", last)
+		if err != nil && hook.Err() == nil {
+			fail(fmt.Errorf("%s: not in the store within %v: %w", name, policyLimit, last))
+			<-hook.Done()
 		}
 		return nil
 	})

@@ -25,9 +25,10 @@ type Server struct {
 	listener *multiListener
 	store    *etcd.Server // nil if it is an outside one
 
-	cancel context.CancelFunc
-	done   chan struct{}
-	err    error // valid once done is closed
+	cancel  context.CancelFunc
+	started chan struct{} // closed when /readyz was ok for the first time
+	done    chan struct{}
+	err     error // valid once done is closed
 }
 
 // instances numbers the servers of this process: upstream keys shared things by the
@@ -71,40 +72,75 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 		undo()
 		return nil, err
 	}
-	// The server's own context: ctx ends it too.
+	// runCtx ends when the server is to stop, serving when it may: see holdBack.
 	runCtx, cancelCause := context.WithCancelCause(ctx)
 	cancel := func() { cancelCause(nil) }
 	s.cancel = cancel
-	chain, err := buildChain(runCtx, o, upstream, s.ca, sec)
+	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
+	fail := func(err error) { cancelCause(failure{err}) }
+	chain, err := buildChain(serving, o, upstream, s.ca, sec, fail)
 	if err != nil {
 		cancel()
+		stop()
 		undo()
 		return nil, fmt.Errorf("build the API server: %w", err)
 	}
 	go func() {
 		defer close(s.done)
 		defer undo()
+		defer stop()
 		defer cancel()
-		s.err = chain.run(runCtx)
-		if cause := context.Cause(runCtx); errors.Is(cause, errStoreStopped) {
-			s.err = errors.Join(cause, s.err)
+		s.err = chain.run(serving)
+		if cause := (failure{}); errors.As(context.Cause(runCtx), &cause) {
+			s.err = errors.Join(cause.error, s.err)
 		}
 	}()
+	go s.holdBack(runCtx, stop)
 	if s.store != nil {
 		go func() {
 			select {
 			case <-s.store.Stopped():
-				cancelCause(errStoreStopped)
+				fail(errStoreStopped)
 			case <-runCtx.Done():
 			}
 		}()
 	}
-	if err := s.waitReady(ctx, chain.loopback); err != nil {
-		cancel()
-		<-s.done
-		return nil, errors.Join(err, s.err)
+	ready := make(chan error, 1)
+	go func() { ready <- s.waitReady(chain.loopback) }()
+	select {
+	case err = <-ready:
+	case <-runCtx.Done():
+		if err = ctx.Err(); err != nil {
+			err = fmt.Errorf("the API server is not ready yet: %w", err)
+		}
 	}
-	return s, nil
+	if err == nil && runCtx.Err() == nil {
+		return s, nil
+	}
+	cancel()
+	<-s.done
+	return nil, errors.Join(err, s.err)
+}
+
+// startLimit is how long a server that is told to stop may take to get through its start first.
+const startLimit = 20 * time.Second
+
+// failure is why a server has to stop that was not told to.
+type failure struct{ error }
+
+// holdBack calls stop when ctx has ended, but not in the middle of a start that can succeed.
+// Upstream's hooks, which run then, are not made to be interrupted: one that
+// fails, if only because its context ended, ends the process (klog.Fatal), with whatever else runs in it.
+func (s *Server) holdBack(ctx context.Context, stop context.CancelFunc) {
+	<-ctx.Done()
+	if !errors.As(context.Cause(ctx), new(failure)) {
+		select {
+		case <-s.started:
+		case <-s.done:
+		case <-time.After(startLimit):
+		}
+	}
+	stop()
 }
 
 // errStoreStopped is why a server ends whose store did, such as for a full disk.
@@ -132,7 +168,7 @@ func prepare(ctx context.Context, o Options, cleanup *[]func()) (*Server, Option
 	if err != nil {
 		return fail(fmt.Errorf("keys and certificates: %w", err))
 	}
-	s := &Server{url: url, ca: ca, listener: l, done: make(chan struct{})}
+	s := &Server{url: url, ca: ca, listener: l, started: make(chan struct{}), done: make(chan struct{})}
 	var store dialer
 	if len(o.EtcdServers) == 0 {
 		embedded, err := etcd.Start(ctx, filepath.Join(o.DataDir, "etcd"), o.Logger)
@@ -192,33 +228,24 @@ func makeSecrets(o Options, l *multiListener) (*pki.Authority, secrets, error) {
 // readyPoll is how often waitReady asks.
 const readyPoll = 10 * time.Millisecond
 
-// waitReady returns when the server says that it is ready, and when it or ctx ends.
-func (s *Server) waitReady(ctx context.Context, loopback *rest.Config) error {
+// waitReady returns when the server says that it is ready, and when it has stopped.
+func (s *Server) waitReady(loopback *rest.Config) error {
 	client, err := rest.HTTPClientFor(loopback)
 	if err != nil {
 		return err
 	}
 	for {
-		var last error
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, loopback.Host+"/readyz", nil)
-		if err != nil {
-			return err
-		}
-		if resp, err := client.Do(req); err != nil {
-			last = err
-		} else {
+		if resp, err := client.Get(loopback.Host + "/readyz"); err == nil {
 			resp.Body.Close()
 			if resp.StatusCode == http.StatusOK {
+				close(s.started)
 				return nil
 			}
-			last = fmt.Errorf("/readyz: %s", resp.Status)
 		}
 		select {
 		case <-time.After(readyPoll):
 		case <-s.done:
 			return errors.New("the API server stopped while it started")
-		case <-ctx.Done():
-			return fmt.Errorf("the API server is not ready: %w (last: %v)", ctx.Err(), last)
 		}
 	}
 }
