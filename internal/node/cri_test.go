@@ -2,15 +2,19 @@ package node_test
 
 import (
 	"context"
+	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/utils/ptr"
 
+	"fairway.dev/fairway/internal/netns"
 	"fairway.dev/fairway/internal/node"
 	"fairway.dev/fairway/internal/testenv"
 )
@@ -59,6 +63,83 @@ func TestCRI(t *testing.T) {
 				t.Errorf("log of %s: %q", name, got)
 			}
 		}
+	})
+	t.Run("hostNetwork is the node's", func(t *testing.T) {
+		host := web
+		host.HostNetwork = true
+		c.pod("hostnet", host)
+		p := c.until("hostnet", "ready", ready)
+		if p.Status.PodIP != "172.30.0.11" {
+			t.Errorf("address %s", p.Status.PodIP)
+		}
+		if got, err := get("172.30.0.11:80"); err != nil || got != "welcome\n" {
+			t.Errorf("from the node: %q, %v", got, err)
+		}
+		for _, other := range []string{"172.30.0.1:80", "172.30.0.12:80", "127.0.0.1:80"} {
+			if got, err := get(other); err == nil {
+				t.Errorf("%s, which is not the Pod's node, answers %q", other, got)
+			}
+		}
+		if out, _, err := c.exec("websocket", "hostnet", "c", nil, []string{"/bin/hostname"}); out != "node-1\n" || err != nil {
+			t.Errorf("hostname %q, %v", out, err)
+		}
+		c.delete("hostnet")
+		c.gone("hostnet")
+		node, err := netns.Open(c.opts.Prefix + "-node-1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer node.Close()
+		err = node.Do(func() error {
+			lo, err := netlink.LinkByName("lo")
+			if err == nil && lo.Attrs().Flags&net.FlagUp == 0 {
+				err = fmt.Errorf("%+v is down", lo.Attrs())
+			}
+			return err
+		})
+		if err != nil {
+			t.Errorf("the node's loopback: %v", err)
+		}
+	})
+	t.Run("ephemeral containers", func(t *testing.T) {
+		image := func(name string, cmd ...string) v1.EphemeralContainer {
+			e := ephemeral(name, cmd...)
+			e.Image = testenv.WebImage
+			return e
+		}
+		busybox := func(args ...string) []string { return append([]string{"/bin/busybox"}, args...) }
+		log := func(pod, name, want string) {
+			t.Helper()
+			c.eventually("log of "+name, func() error {
+				if got := c.logs(pod, v1.PodLogOptions{Container: name}); !strings.Contains(got, want) {
+					return fmt.Errorf("%q lacks %q", got, want)
+				}
+				return nil
+			})
+		}
+		// An image beside an image, with the target's processes and without.
+		seeing := image("seeing", busybox("ps")...)
+		seeing.TargetContainerName = "c"
+		c.debug("web", seeing)
+		c.untilOver("web", "seeing")
+		log("web", "seeing", "busybox httpd")
+		c.debug("web", image("alone", busybox("ps")...))
+		c.untilOver("web", "alone")
+		if got := c.logs("web", v1.PodLogOptions{Container: "alone"}); strings.Contains(got, "httpd") {
+			t.Errorf("sees another container's processes: %s", got)
+		}
+		// The machine's tools in the Pod of an image, and the other way about.
+		c.debug("web", ephemeral("tools", sh("python3 -c 'import urllib.request; print(urllib.request.urlopen(\"http://127.0.0.1/\").read())'")...))
+		c.untilOver("web", "tools")
+		log("web", "tools", "welcome")
+		c.pod("plain", v1.PodSpec{TerminationGracePeriodSeconds: ptr.To(int64(1)), Containers: []v1.Container{
+			{Command: []string{"python3", "-m", "http.server", "8080", "--directory", "/etc"}, ReadinessProbe: &v1.Probe{ProbeHandler: v1.ProbeHandler{TCPSocket: &v1.TCPSocketAction{Port: portOf(8080)}}}}}})
+		c.until("plain", "ready", ready)
+		c.debug("plain", image("boxed", sh("/bin/busybox wget -qO- http://127.0.0.1:8080/passwd; exec /bin/busybox sleep 1000")...))
+		c.untilRuns("plain", "boxed")
+		log("plain", "boxed", "root:")
+		c.delete("plain")
+		c.gone("plain")
 	})
 	t.Run("taken over", func(t *testing.T) {
 		c.stop()

@@ -65,9 +65,9 @@ func (w *worker) ensureSandbox(ctx context.Context) (err error) {
 	cfg, pod := &w.m.cfg, w.pod
 	w.attempt++
 	hostname, domain := podspec.HostnameOf(pod, cfg.DNS.Domain)
-	resolver, err := podspec.ResolverOf(pod, cfg.DNS)
+	sb, resolver, err := w.sandbox()
 	if err != nil {
-		return fmt.Errorf("resolv.conf: %w", err)
+		return err
 	}
 	rec := &sandboxRecord{Sandboxes: map[string]*runtime.Sandbox{}, Attempt: w.attempt}
 	defer func() {
@@ -75,21 +75,6 @@ func (w *worker) ensureSandbox(ctx context.Context) (err error) {
 			w.removeSandbox(context.WithoutCancel(ctx), rec) //nolint:errcheck // the first error says more
 		}
 	}()
-	sysctls := map[string]string{}
-	sb := runtime.Sandbox{Node: cfg.Node, UID: string(w.uid), Namespace: w.namespace, Name: w.name, Attempt: w.attempt,
-		Hostname: hostname, LogDir: w.logDir(), HostNetwork: pod.Spec.HostNetwork, HostPID: pod.Spec.HostPID, HostIPC: pod.Spec.HostIPC,
-		SharePID:   pod.Spec.ShareProcessNamespace != nil && *pod.Spec.ShareProcessNamespace,
-		DNSServers: resolver.Servers, DNSSearches: resolver.Searches, DNSOptions: resolver.Options,
-		Labels: pod.Labels, Annotations: pod.Annotations, Sysctls: sysctls}
-	if domain != "" && pod.Spec.SetHostnameAsFQDN != nil && *pod.Spec.SetHostnameAsFQDN {
-		sb.Hostname = hostname + "." + domain
-	}
-	if sc := pod.Spec.SecurityContext; sc != nil {
-		sb.RunAsUser, sb.RunAsGroup = sc.RunAsUser, sc.RunAsGroup
-		for _, s := range sc.Sysctls {
-			sysctls[s.Name] = s.Value
-		}
-	}
 	// The runtimes that the Pod's containers need; one that makes the network
 	// namespace itself goes first.
 	runtimes := map[string]runtime.Runtime{}
@@ -97,8 +82,10 @@ func (w *worker) ensureSandbox(ctx context.Context) (err error) {
 		if rt, rerr := cfg.RuntimeFor(c.Image); rerr == nil {
 			runtimes[rt.Scheme()] = rt
 		}
-		sb.Privileged = sb.Privileged || c.SecurityContext != nil && c.SecurityContext.Privileged != nil && *c.SecurityContext.Privileged
 	})
+	if pod.Spec.HostNetwork {
+		sb.JoinNetNS = cfg.Net.NSName() // "" where the machine is the node
+	}
 	netnsPath := ""
 	for scheme, rt := range runtimes {
 		s := sb
@@ -118,7 +105,7 @@ func (w *worker) ensureSandbox(ctx context.Context) (err error) {
 			return err
 		}
 		name = rec.Net.NSName
-		if err := setSysctls(rec.Net, sysctls); err != nil {
+		if err := setSysctls(rec.Net, sb.Sysctls); err != nil {
 			return err
 		}
 		if ports := hostPortsOf(pod); len(ports) > 0 {
@@ -144,6 +131,63 @@ func (w *worker) ensureSandbox(ctx context.Context) (err error) {
 		return err
 	}
 	return writeFile(w.path("resolv.conf"), []byte(resolver.String()))
+}
+
+// sandbox is what the Pod asks of any runtime's sandbox, and its resolv.conf.
+func (w *worker) sandbox() (sb runtime.Sandbox, _ podspec.Resolver, _ error) {
+	cfg, pod := &w.m.cfg, w.pod
+	hostname, domain := podspec.HostnameOf(pod, cfg.DNS.Domain)
+	resolver, err := podspec.ResolverOf(pod, cfg.DNS)
+	if err != nil {
+		return sb, resolver, fmt.Errorf("resolv.conf: %w", err)
+	}
+	sb = runtime.Sandbox{Node: cfg.Node, UID: string(w.uid), Namespace: w.namespace, Name: w.name, Attempt: w.attempt,
+		Hostname: hostname, LogDir: w.logDir(), HostNetwork: pod.Spec.HostNetwork, HostPID: pod.Spec.HostPID, HostIPC: pod.Spec.HostIPC,
+		SharePID:   pod.Spec.ShareProcessNamespace != nil && *pod.Spec.ShareProcessNamespace,
+		DNSServers: resolver.Servers, DNSSearches: resolver.Searches, DNSOptions: resolver.Options,
+		Labels: pod.Labels, Annotations: pod.Annotations, Sysctls: map[string]string{}}
+	if domain != "" && pod.Spec.SetHostnameAsFQDN != nil && *pod.Spec.SetHostnameAsFQDN {
+		sb.Hostname = hostname + "." + domain
+	}
+	if sc := pod.Spec.SecurityContext; sc != nil {
+		sb.RunAsUser, sb.RunAsGroup = sc.RunAsUser, sc.RunAsGroup
+		for _, s := range sc.Sysctls {
+			sb.Sysctls[s.Name] = s.Value
+		}
+	}
+	privileged := func(c *v1.Container) bool {
+		return c.SecurityContext != nil && c.SecurityContext.Privileged != nil && *c.SecurityContext.Privileged
+	}
+	each(pod, func(c *v1.Container, _ bool) { sb.Privileged = sb.Privileged || privileged(c) })
+	for i := range pod.Spec.EphemeralContainers {
+		sb.Privileged = sb.Privileged || privileged((*v1.Container)(&pod.Spec.EphemeralContainers[i].EphemeralContainerCommon))
+	}
+	return sb, resolver, nil
+}
+
+// addSandbox makes the sandbox of one more runtime in the Pod's network as it
+// is.
+func (w *worker) addSandbox(ctx context.Context, rt runtime.Runtime) (*runtime.Sandbox, error) {
+	sb, _, err := w.sandbox()
+	if err != nil {
+		return nil, err
+	}
+	sb.Attempt = w.sb.Attempt
+	if w.sb.Net != nil {
+		sb.JoinNetNS = w.sb.Net.NSName
+	} else {
+		sb.JoinNetNS = w.m.cfg.Net.NSName()
+	}
+	if err := rt.CreateSandbox(ctx, &sb); err != nil {
+		return nil, err
+	}
+	sb.NetNS = sb.JoinNetNS
+	w.sb.Sandboxes[rt.Scheme()] = &sb
+	if err := w.sb.save(w.dir); err != nil {
+		delete(w.sb.Sandboxes, rt.Scheme())
+		return nil, errors.Join(err, rt.RemoveSandbox(context.WithoutCancel(ctx), &sb))
+	}
+	return &sb, nil
 }
 
 // writeFile writes a file that containers may have mounted: in place.

@@ -40,11 +40,14 @@ func (w *worker) start(ctx context.Context, c *container) time.Duration {
 	}
 	sb := w.sb.Sandboxes[rt.Scheme()]
 	if sb == nil {
-		// The runtime has come up since the sandbox was made.
-		if err := w.removeSandbox(ctx, w.sb); err != nil {
-			w.waiting(c, "CreateContainerError", err)
+		// An ephemeral container's runtime is another than the Pod's, or it has
+		// come up since the sandbox was made.
+		if sb, err = w.addSandbox(ctx, rt); err != nil {
+			if ctx.Err() == nil {
+				w.waiting(c, "CreateContainerError", err)
+			}
+			return 10 * time.Second
 		}
-		return 0
 	}
 	ref, wait := w.pull(ctx, c, rt, sb)
 	if wait > 0 {
@@ -83,6 +86,10 @@ func (w *worker) start(ctx context.Context, c *container) time.Duration {
 		return retry
 	}
 	spec.Attempt, spec.LogPath, spec.ImageRef = attempt, w.logPath(c.spec.Name, attempt), ref
+	if spec.SeeProcesses, err = w.targetID(c); err != nil {
+		w.waiting(c, "CreateContainerConfigError", err)
+		return retry
+	}
 	if err := os.MkdirAll(filepath.Dir(spec.LogPath), 0o755); err != nil {
 		w.waiting(c, "CreateContainerError", err)
 		return retry

@@ -96,6 +96,10 @@ func (w *worker) status() *v1.PodStatus {
 	initialized, inits := true, false
 	for _, c := range w.ctrs {
 		cs := w.containerStatus(c)
+		if c.ephemeral {
+			s.EphemeralContainerStatuses = append(s.EphemeralContainerStatuses, cs)
+			continue
+		}
 		if c.init {
 			inits = true
 			s.InitContainerStatuses = append(s.InitContainerStatuses, cs)
@@ -116,13 +120,21 @@ func (w *worker) status() *v1.PodStatus {
 			}
 		}
 	}
+	for i := range s.EphemeralContainerStatuses {
+		if wt := s.EphemeralContainerStatuses[i].State.Waiting; wt != nil && wt.Reason == "" {
+			wt.Reason = "ContainerCreating"
+			if inits {
+				wt.Reason = "PodInitializing"
+			}
+		}
+	}
 	s.Phase, s.Reason, s.Message = w.phase(pod, s, initialized)
 	w.conditions(pod, s, initialized)
 	return s
 }
 
 func (w *worker) mainsBegunLocked() bool {
-	return slices.ContainsFunc(w.ctrs, func(c *container) bool { return !c.init && c.id != "" })
+	return slices.ContainsFunc(w.ctrs, func(c *container) bool { return c.main() && c.id != "" })
 }
 
 func (w *worker) phase(pod *v1.Pod, s *v1.PodStatus, initialized bool) (v1.PodPhase, string, string) {
@@ -256,6 +268,9 @@ func (w *worker) containerStatus(c *container) v1.ContainerStatus {
 	if c.init && !c.sidecar {
 		cs.Ready = !c.running && c.exit != nil && c.exit.ExitCode == 0
 		started = c.running // an init container has no startup probe
+	}
+	if c.ephemeral { // which has no probes, and no say in the Pod's readiness
+		cs.Started, cs.Ready = nil, false
 	}
 	if c.last != nil {
 		cs.LastTerminationState.Terminated = c.last

@@ -71,6 +71,7 @@ func (w *worker) sync(ctx context.Context) time.Duration {
 	}
 	w.backoffSB = 0
 	w.killMarked(ctx)
+	wait = min(wait, w.startEphemeral(ctx))
 	return min(wait, w.advance(ctx))
 }
 
@@ -106,7 +107,7 @@ func (w *worker) advance(ctx context.Context) time.Duration {
 		return wait
 	}
 	for _, c := range w.ctrs {
-		if c.init || ctx.Err() != nil {
+		if !c.main() || ctx.Err() != nil {
 			continue
 		}
 		if st := w.view(c); !st.running && (!st.ended || w.restarts(c, st.code)) {
@@ -137,7 +138,7 @@ func (w *worker) mainsBegun() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, c := range w.ctrs {
-		if !c.init && c.id != "" {
+		if c.main() && c.id != "" {
 			return true
 		}
 	}
@@ -148,6 +149,9 @@ func (w *worker) mainsBegun() bool {
 func (w *worker) restarts(c *container, code int) bool {
 	if c.sidecar {
 		return true
+	}
+	if c.ephemeral {
+		return false
 	}
 	policy := w.pod.Spec.RestartPolicy
 	if c.spec.RestartPolicy != nil {
@@ -174,10 +178,11 @@ func (w *worker) restarts(c *container, code int) bool {
 	return !c.init || code != 0
 }
 
-// finished tells whether no container but sidecars will ever run again.
+// finished tells whether no container but sidecars will ever run again;
+// ephemeral ones do not count.
 func (w *worker) finished() bool {
 	for _, c := range w.ctrs {
-		if c.sidecar {
+		if c.sidecar || c.ephemeral {
 			continue
 		}
 		st := w.view(c)

@@ -52,9 +52,11 @@ type worker struct {
 // container is one of the Pod's, through all its attempts. Fields are guarded
 // by the worker's mu.
 type container struct {
-	spec    *v1.Container
-	init    bool
-	sidecar bool
+	spec      *v1.Container
+	init      bool
+	sidecar   bool
+	ephemeral bool   // added to the running Pod (`kubectl debug`), see ephemeral.go
+	target    string // whose processes an ephemeral one is to see, "" for none
 
 	rt       runtime.Runtime
 	id       string // of the latest attempt, "" before the first
@@ -88,6 +90,9 @@ func newWorker(m *Manager, pod *v1.Pod, states []runtime.State) *worker {
 	})
 	return w
 }
+
+// main tells whether it is one of those that the Pod is there for.
+func (c *container) main() bool { return !c.init && !c.ephemeral }
 
 // each calls f for init containers and then for the others.
 func each(pod *v1.Pod, f func(c *v1.Container, init bool)) {
@@ -149,12 +154,14 @@ func (w *worker) run(ctx context.Context) {
 	}
 	w.mu.Lock()
 	w.pod = w.next
+	w.takeEphemeral()
 	w.mu.Unlock()
 	w.restore(ctx)
 	for ctx.Err() == nil {
 		round, cancel := context.WithCancel(ctx)
 		w.mu.Lock()
 		w.pod = w.next
+		w.takeEphemeral()
 		gone := w.isGone
 		ending := gone || w.pod.DeletionTimestamp != nil
 		w.interrupt = cancel
@@ -196,7 +203,7 @@ func (w *worker) run(ctx context.Context) {
 // restore takes up what an earlier process, or the API, knows of the Pod.
 func (w *worker) restore(ctx context.Context) {
 	w.sent = w.pod.Status.DeepCopy()
-	statuses := slices.Concat(w.pod.Status.InitContainerStatuses, w.pod.Status.ContainerStatuses)
+	statuses := slices.Concat(w.pod.Status.InitContainerStatuses, w.pod.Status.ContainerStatuses, w.pod.Status.EphemeralContainerStatuses)
 	adopted := w.adoptSandbox() == nil
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -241,6 +248,10 @@ func (w *worker) restore(ctx context.Context) {
 				c.started, c.ready = statuses[i].Started != nil && *statuses[i].Started, statuses[i].Ready
 			}
 			w.follow(ctx, c)
+		}
+		if c.ephemeral && c.id != "" && !c.running && c.exit == nil {
+			// Its network has gone, and it is not started again.
+			c.exit = &runtime.State{ID: c.id, ExitCode: 137, Unknown: true, StartedAt: c.began, FinishedAt: time.Now()}
 		}
 	}
 	w.states = nil
@@ -297,8 +308,11 @@ func (w *worker) event(kind, reason, format string, args ...any) {
 // containerEvent records one about a container, as upstream's kubelet words its place.
 func (w *worker) containerEvent(c *container, kind, reason, format string, args ...any) {
 	field := "spec.containers{" + c.spec.Name + "}"
-	if c.init {
+	switch {
+	case c.init:
 		field = "spec.initContainers{" + c.spec.Name + "}"
+	case c.ephemeral:
+		field = "spec.ephemeralContainers{" + c.spec.Name + "}"
 	}
 	ref := &v1.ObjectReference{Kind: "Pod", APIVersion: "v1", Namespace: w.namespace, Name: w.name, UID: w.uid,
 		ResourceVersion: w.pod.ResourceVersion, FieldPath: field}

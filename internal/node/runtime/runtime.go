@@ -36,8 +36,12 @@ type Sandbox struct {
 	// NetNS is the name of the network namespace (as in /run/netns) that the
 	// containers run in, made by the caller. NetNSPath is set by runtimes that
 	// make one themselves; the caller then connects that one.
-	NetNS       string `json:"netNS"`
-	NetNSPath   string `json:"netNSPath,omitempty"`
+	NetNS     string `json:"netNS"`
+	NetNSPath string `json:"netNSPath,omitempty"`
+	// JoinNetNS names the network namespace that the sandbox is to be in, for
+	// runtimes that would make one themselves: a node's, for hostNetwork, or that
+	// of a Pod that already has its network. "" for none.
+	JoinNetNS   string `json:"joinNetNS,omitempty"`
 	HostNetwork bool   `json:"hostNetwork,omitempty"`
 	HostPID     bool   `json:"hostPID,omitempty"`
 	HostIPC     bool   `json:"hostIPC,omitempty"`
@@ -73,6 +77,10 @@ type Container struct {
 	LogPath       string // absolute; the log is in CRI's format
 
 	Stdin, StdinOnce, TTY bool
+
+	// SeeProcesses is the ID of a container whose processes this one is to see,
+	// with its scheme; "" for none.
+	SeeProcesses string
 
 	User, Group        *int64
 	SupplementalGroups []int64

@@ -21,7 +21,9 @@ const marker = "Made by Fairway"
 
 // plugin is a CNI plugin (github.com/containernetworking/cni, SPEC.md) that
 // leaves the namespace as it is and says that all is well. It also stands in
-// for "loopback", which containerd calls for every sandbox.
+// for "loopback", which containerd calls for every sandbox. Where joinDir has
+// a file for the Pod, it puts the network namespace that the file names in the
+// place of the one that the daemon has made (see join.go).
 const plugin = `#!/bin/sh
 # ` + marker + `, removed by "fairway down". It connects nothing: Fairway connects its
 # Pods itself once the container runtime has made their network namespace.
@@ -30,6 +32,15 @@ VERSION)
 	echo '{"cniVersion":"0.4.0","supportedVersions":["0.1.0","0.2.0","0.3.0","0.3.1","0.4.0","1.0.0"]}' ;;
 ADD)
 	cat >/dev/null
+	uid=${CNI_ARGS##*K8S_POD_UID=}
+	join=` + joinDir + `/${uid%%;*}
+	if [ "$CNI_IFNAME" != lo ] && [ -f "$join" ]; then
+		read -r ns <"$join"
+		if ! why=$( (umount -l "$CNI_NETNS" && mount --bind "$ns" "$CNI_NETNS") 2>&1 ); then
+			echo '{"cniVersion":"0.4.0","code":100,"msg":"cannot join network namespace '"$ns"': '"$(printf %s "$why" | tr '"\\\n' "'/ ")"'"}'
+			exit 1
+		fi
+	fi
 	echo '{"cniVersion":"0.4.0","interfaces":[{"name":"'"$CNI_IFNAME"'","sandbox":"'"$CNI_NETNS"'"}],"ips":[{"version":"4","address":"169.254.1.2/32","interface":0}],"dns":{}}' ;;
 *)
 	cat >/dev/null ;;
@@ -159,7 +170,7 @@ func (r *Runtime) removeCNI(ctx context.Context) error {
 			errs = append(errs, os.Remove(path))
 		}
 	}
-	for _, dir := range []string{conf, bin} {
+	for _, dir := range []string{conf, bin, joinDir} {
 		os.Remove(dir)               //nolint:errcheck // only if it is empty
 		os.Remove(filepath.Dir(dir)) //nolint:errcheck
 	}

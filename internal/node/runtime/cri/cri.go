@@ -144,7 +144,10 @@ func (r *Runtime) config(s *runtime.Sandbox) *api.PodSandboxConfig {
 		},
 	}
 	if s.HostNetwork {
-		c.Hostname = ""
+		c.Hostname = "" // the machine's
+		if s.JoinNetNS != "" {
+			c.Hostname = s.Node
+		}
 	}
 	return c
 }
@@ -158,7 +161,7 @@ func int64Value(p *int64) *api.Int64Value {
 
 func namespaces(s *runtime.Sandbox) *api.NamespaceOption {
 	ns := &api.NamespaceOption{Network: api.NamespaceMode_POD, Pid: api.NamespaceMode_CONTAINER, Ipc: api.NamespaceMode_POD}
-	if s.HostNetwork {
+	if s.HostNetwork && s.JoinNetNS == "" {
 		ns.Network = api.NamespaceMode_NODE
 	}
 	if s.HostIPC {
@@ -173,21 +176,41 @@ func namespaces(s *runtime.Sandbox) *api.NamespaceOption {
 	return ns
 }
 
+// namespacesOf is what a container shares: what its sandbox says, and the
+// processes of the container that it is to see. One of another runtime's is
+// among the machine's.
+func (r *Runtime) namespacesOf(s *runtime.Sandbox, c *runtime.Container) *api.NamespaceOption {
+	ns := namespaces(s)
+	if c.SeeProcesses == "" || ns.Pid != api.NamespaceMode_CONTAINER {
+		return ns
+	}
+	if id, mine := strings.CutPrefix(c.SeeProcesses, r.name+"://"); mine {
+		ns.Pid, ns.TargetId = api.NamespaceMode_TARGET, id
+	} else {
+		ns.Pid = api.NamespaceMode_NODE
+	}
+	return ns
+}
+
 // CreateSandbox implements runtime.Runtime.
 func (r *Runtime) CreateSandbox(ctx context.Context, s *runtime.Sandbox) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	if !s.HostNetwork {
+	machine := s.HostNetwork && s.JoinNetNS == ""
+	if !machine {
 		if err := r.ensureCNI(ctx); err != nil {
 			return err
 		}
+	}
+	if s.JoinNetNS != "" {
+		return r.createJoined(ctx, s)
 	}
 	id, err := r.rt.RunPodSandbox(ctx, r.config(s), "")
 	if err != nil {
 		return fmt.Errorf("%s: %w", r.name, err)
 	}
 	s.ID = id
-	if s.HostNetwork {
+	if machine {
 		return nil
 	}
 	if s.NetNSPath, err = r.netns(ctx, id); err != nil {
@@ -226,7 +249,12 @@ func (r *Runtime) RemoveSandbox(ctx context.Context, s *runtime.Sandbox) error {
 	if s.ID == "" {
 		return nil
 	}
-	err := r.removeSandbox(ctx, s.ID)
+	var err error
+	if s.JoinNetNS != "" {
+		err = r.removeJoined(ctx, s)
+	} else {
+		err = r.removeSandbox(ctx, s.ID)
+	}
 	removeCgroups(r.cfg.Prefix + "-cri/" + s.UID)
 	return err
 }
@@ -300,7 +328,7 @@ func (r *Runtime) Start(ctx context.Context, s *runtime.Sandbox, c *runtime.Cont
 		Linux: &api.LinuxContainerConfig{
 			Resources: &api.LinuxContainerResources{CpuShares: int64(c.Limits.CPUShares), MemoryLimitInBytes: c.Limits.MemoryBytes, OomScoreAdj: int64(c.OOMScoreAdj)},
 			SecurityContext: &api.LinuxContainerSecurityContext{
-				NamespaceOptions: namespaces(s), Privileged: c.Privileged, RunAsUser: int64Value(c.User), RunAsGroup: int64Value(c.Group),
+				NamespaceOptions: r.namespacesOf(s, c), Privileged: c.Privileged, RunAsUser: int64Value(c.User), RunAsGroup: int64Value(c.Group),
 				SupplementalGroups: c.SupplementalGroups, ReadonlyRootfs: c.ReadOnlyRoot, NoNewPrivs: c.NoNewPrivs,
 				Capabilities: &api.Capability{AddCapabilities: c.AddCaps, DropCapabilities: c.DropCaps},
 				Seccomp:      &api.SecurityProfile{ProfileType: api.SecurityProfile_Unconfined},
