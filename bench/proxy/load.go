@@ -43,6 +43,9 @@ func clusterIP(i int) netip.Addr {
 	return netip.AddrFrom4([4]byte{10, byte(16 + i>>16), byte(i >> 8), byte(i)})
 }
 
+// maxChanges is how many generations podIP has addresses for.
+const maxChanges = 600
+
 // podIP is the address of an endpoint; other generations have others.
 func podIP(n, generation int) netip.Addr {
 	n += generation * (1 << 22)

@@ -38,6 +38,10 @@ func main() {
 		profile = flag.String("profile", "", "write CPU profiles of the starts to files of this prefix")
 	)
 	flag.Parse()
+	if *changes > maxChanges {
+		fmt.Fprintf(os.Stderr, "bench/proxy: -changes: at most %d\n", maxChanges)
+		os.Exit(2)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx, *binary, *sizes, options{*changes, *conns, *starts, *verbose, *profile}); err != nil {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -194,7 +195,9 @@ func (r *result) oneByOne(ctx context.Context, ns *netns.NS, api *fakeapi.Server
 	return nil
 }
 
-// elements counts the elements of all sets and maps in a namespace.
+// elements counts the elements of all sets and maps in a namespace. Kernels
+// since 6.16 tell the count of each; older ones are made to list them, which
+// takes the square of a set's size.
 func elements(ns *netns.NS) (n int, err error) {
 	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{NetNS: ns.Fd()})
 	if err != nil {
@@ -202,17 +205,7 @@ func elements(ns *netns.NS) (n int, err error) {
 	}
 	defer conn.Close()
 	conn.SetReadBuffer(8 << 20)
-	dump := func(typ uint16, attrs []netlink.Attribute) ([]netlink.Message, error) {
-		b, err := netlink.MarshalAttributes(attrs)
-		if err != nil {
-			return nil, err
-		}
-		return conn.Execute(netlink.Message{
-			Header: netlink.Header{Type: netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | typ), Flags: netlink.Request | netlink.Dump},
-			Data:   append([]byte{unix.AF_UNSPEC, 0, 0, 0}, b...),
-		})
-	}
-	sets, err := dump(unix.NFT_MSG_GETSET, nil)
+	sets, err := dump(conn, unix.NFT_MSG_GETSET, unix.AF_UNSPEC, nil)
 	if err != nil {
 		return 0, fmt.Errorf("list sets: %w", err)
 	}
@@ -222,40 +215,63 @@ func elements(ns *netns.NS) (n int, err error) {
 			return 0, err
 		}
 		var which []netlink.Attribute
+		count := -1
 		for _, a := range attrs {
 			switch a.Type {
 			case unix.NFTA_SET_TABLE:
 				which = append(which, netlink.Attribute{Type: unix.NFTA_SET_ELEM_LIST_TABLE, Data: a.Data})
 			case unix.NFTA_SET_NAME:
 				which = append(which, netlink.Attribute{Type: unix.NFTA_SET_ELEM_LIST_SET, Data: a.Data})
+			case nftaSetCount:
+				if len(a.Data) == 4 {
+					count = int(binary.BigEndian.Uint32(a.Data))
+				}
 			}
 		}
-		b, err := netlink.MarshalAttributes(which)
+		if count < 0 {
+			if count, err = listed(conn, m.Data[0], which); err != nil {
+				return 0, fmt.Errorf("list elements: %w", err)
+			}
+		}
+		n += count
+	}
+	return n, nil
+}
+
+// nftaSetCount is NFTA_SET_COUNT of linux/netfilter/nf_tables.h.
+const nftaSetCount = 20
+
+// listed counts a set's elements by listing them.
+func listed(conn *netlink.Conn, family byte, which []netlink.Attribute) (n int, err error) {
+	elems, err := dump(conn, unix.NFT_MSG_GETSETELEM, family, which)
+	if err != nil {
+		return 0, err
+	}
+	for _, e := range elems {
+		attrs, err := netlink.UnmarshalAttributes(e.Data[4:])
 		if err != nil {
 			return 0, err
 		}
-		elems, err := conn.Execute(netlink.Message{
-			Header: netlink.Header{Type: netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETSETELEM), Flags: netlink.Request | netlink.Dump},
-			Data:   append([]byte{m.Data[0], 0, 0, 0}, b...),
-		})
-		if err != nil {
-			return 0, fmt.Errorf("list elements: %w", err)
-		}
-		for _, e := range elems {
-			attrs, err := netlink.UnmarshalAttributes(e.Data[4:])
-			if err != nil {
-				return 0, err
-			}
-			for _, a := range attrs {
-				if a.Type&^unix.NLA_F_NESTED == unix.NFTA_SET_ELEM_LIST_ELEMENTS {
-					list, err := netlink.UnmarshalAttributes(a.Data)
-					if err != nil {
-						return 0, err
-					}
-					n += len(list)
+		for _, a := range attrs {
+			if a.Type&^unix.NLA_F_NESTED == unix.NFTA_SET_ELEM_LIST_ELEMENTS {
+				list, err := netlink.UnmarshalAttributes(a.Data)
+				if err != nil {
+					return 0, err
 				}
+				n += len(list)
 			}
 		}
 	}
 	return n, nil
+}
+
+func dump(conn *netlink.Conn, typ uint16, family byte, attrs []netlink.Attribute) ([]netlink.Message, error) {
+	b, err := netlink.MarshalAttributes(attrs)
+	if err != nil {
+		return nil, err
+	}
+	return conn.Execute(netlink.Message{
+		Header: netlink.Header{Type: netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | typ), Flags: netlink.Request | netlink.Dump},
+		Data:   append([]byte{family, 0, 0, 0}, b...),
+	})
 }

@@ -45,8 +45,14 @@ type Server struct {
 type kind struct {
 	typeMeta []byte // runtime.TypeMeta
 	listKind []byte
-	objects  map[string][]byte // namespace/name → encoded object
+	objects  map[string]object // by namespace/name
 	log      []event
+}
+
+// object is an object as it is sent.
+type object struct {
+	raw   []byte // encoded
+	frame []byte // as the watch event that adds it
 }
 
 type event struct {
@@ -79,7 +85,7 @@ func New() *Server {
 
 func newKind(apiVersion, name string) *kind {
 	meta := func(k string) []byte { return appendBytes(appendBytes(nil, 1, []byte(apiVersion)), 2, []byte(k)) }
-	return &kind{typeMeta: meta(name), listKind: meta(name + "List"), objects: map[string][]byte{}}
+	return &kind{typeMeta: meta(name), listKind: meta(name + "List"), objects: map[string]object{}}
 }
 
 // Set creates or replaces an object; it gets a new version.
@@ -94,12 +100,13 @@ func (s *Server) Set(path string, o Object) {
 	}
 	k := s.kinds[path]
 	name := o.GetNamespace() + "/" + o.GetName()
-	typ := "MODIFIED"
-	if k.objects[name] == nil {
-		typ = "ADDED"
+	added := frame("ADDED", k.typeMeta, raw)
+	told := added
+	if k.objects[name].raw != nil {
+		told = frame("MODIFIED", k.typeMeta, raw)
 	}
-	k.objects[name] = raw
-	k.log = append(k.log, event{s.version, name, frame(typ, k.typeMeta, raw)})
+	k.objects[name] = object{raw, added}
+	k.log = append(k.log, event{s.version, name, told})
 	s.changed.Broadcast()
 }
 
@@ -215,7 +222,7 @@ func (s *Server) list(w http.ResponseWriter, r *http.Request, k *kind) {
 	}
 	list := appendBytes(nil, 1, meta)
 	for _, n := range names {
-		list = appendBytes(list, 2, k.objects[n])
+		list = appendBytes(list, 2, k.objects[n].raw)
 	}
 	s.mu.Unlock()
 	w.Header().Set("Content-Type", "application/vnd.kubernetes.protobuf")
@@ -237,14 +244,14 @@ func (s *Server) watch(w http.ResponseWriter, r *http.Request, k *kind) {
 	if q.Get("sendInitialEvents") == "true" {
 		version = s.version
 		initial := make([][]byte, 0, len(k.objects))
-		for n, raw := range k.objects {
+		for n, o := range k.objects {
 			if one == "" || n == one {
-				initial = append(initial, raw)
+				initial = append(initial, o.frame)
 			}
 		}
 		s.mu.Unlock()
-		for _, raw := range initial {
-			out.Write(frame("ADDED", k.typeMeta, raw))
+		for _, f := range initial {
+			out.Write(f)
 		}
 		out.Write(bookmark(k, version, true))
 		flush()
