@@ -30,6 +30,9 @@ func TestWorkloads(t *testing.T) {
 	t.Run("daemonset", c.testDaemonSet)
 	t.Run("job", c.testJob)
 	t.Run("unschedulable", c.testUnschedulable)
+	t.Run("drain", c.testDrain)
+	t.Run("debug", c.testDebug)
+	t.Run("terminal", c.testTerminal)
 	t.Run("node stop", c.testNodeStop) // last: it disturbs
 }
 
