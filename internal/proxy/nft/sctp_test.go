@@ -3,7 +3,6 @@ package nft
 import (
 	"encoding/binary"
 	"errors"
-	"hash/crc32"
 	"net"
 	"net/netip"
 	"syscall"
@@ -13,28 +12,6 @@ import (
 	"fairway.dev/fairway/internal/proxy/state"
 	"fairway.dev/fairway/internal/testenv"
 )
-
-// Not every kernel has SCTP sockets, but all translate it: the tests write
-// SCTP packets (RFC 9260) on raw sockets.
-
-const (
-	sctpInit    = 1
-	sctpInitAck = 2
-)
-
-// sctpPacket is a packet with one INIT or INIT ACK chunk.
-func sctpPacket(sport, dport uint16, tag uint32, chunk byte) []byte {
-	b := binary.BigEndian.AppendUint16(nil, sport)
-	b = binary.BigEndian.AppendUint16(b, dport)
-	b = binary.BigEndian.AppendUint32(b, tag)
-	b = append(b, 0, 0, 0, 0) // checksum
-	b = append(b, chunk, 0, 0, 20)
-	for _, v := range []uint32{4711, 1 << 16, 1<<16 | 1, 1} { // tag, window, streams, first TSN
-		b = binary.BigEndian.AppendUint32(b, v)
-	}
-	binary.LittleEndian.PutUint32(b[8:], crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)))
-	return b
-}
 
 // sctpDial connects a raw SCTP socket.
 func sctpDial(l *lab, h *testenv.Host, to netip.Addr) *net.IPConn {
@@ -72,21 +49,21 @@ func TestSCTP(t *testing.T) {
 			client := sctpDial(l, c.from, to.Addr())
 			client.SetDeadline(time.Now().Add(patience))
 			server.SetDeadline(time.Now().Add(patience))
-			_, err := client.Write(sctpPacket(5000, to.Port(), 0, sctpInit))
+			_, err := client.Write(testenv.SCTPPacket(5000, to.Port(), 0, testenv.SCTPInit))
 			l.ok(err)
 			buf := make([]byte, 1500)
 			n, from, err := server.ReadFrom(buf)
 			if err != nil {
 				t.Fatalf("to %s: nothing arrived at pod%d: %v", c.to, c.pod, err)
 			}
-			if dport := binary.BigEndian.Uint16(buf[2:]); n < 16 || dport != 8080 || buf[12] != sctpInit {
-				t.Errorf("to %s: got port %d, chunk %d, want 8080, %d", c.to, dport, buf[12], sctpInit)
+			if dport := binary.BigEndian.Uint16(buf[2:]); n < 16 || dport != 8080 || buf[12] != testenv.SCTPInit {
+				t.Errorf("to %s: got port %d, chunk %d, want 8080, %d", c.to, dport, buf[12], testenv.SCTPInit)
 			}
 			if from.String() != c.source {
 				t.Errorf("to %s: the server sees %s, want %s", c.to, from, c.source)
 			}
 			sport := binary.BigEndian.Uint16(buf)
-			_, err = server.WriteTo(sctpPacket(8080, sport, 4711, sctpInitAck), from)
+			_, err = server.WriteTo(testenv.SCTPPacket(8080, sport, 4711, testenv.SCTPInitAck), from)
 			l.ok(err)
 			n, err = client.Read(buf)
 			if err != nil {
@@ -95,8 +72,8 @@ func TestSCTP(t *testing.T) {
 			if a.name == "ipv4" && n > 0 && buf[0]>>4 == 4 {
 				copy(buf, buf[int(buf[0]&15)*4:n]) // Read leaves the IP header on
 			}
-			if s, d := binary.BigEndian.Uint16(buf), binary.BigEndian.Uint16(buf[2:]); s != to.Port() || d != 5000 || buf[12] != sctpInitAck {
-				t.Errorf("to %s: answer from port %d to %d, chunk %d, want %d, 5000, %d", c.to, s, d, buf[12], to.Port(), sctpInitAck)
+			if s, d := binary.BigEndian.Uint16(buf), binary.BigEndian.Uint16(buf[2:]); s != to.Port() || d != 5000 || buf[12] != testenv.SCTPInitAck {
+				t.Errorf("to %s: answer from port %d to %d, chunk %d, want %d, 5000, %d", c.to, s, d, buf[12], to.Port(), testenv.SCTPInitAck)
 			}
 			server.Close()
 			client.Close()
@@ -106,7 +83,7 @@ func TestSCTP(t *testing.T) {
 			to := netip.MustParseAddrPort(to)
 			client := sctpDial(l, l.pods[0], to.Addr())
 			client.SetDeadline(time.Now().Add(patience))
-			_, err := client.Write(sctpPacket(5001, to.Port(), 0, sctpInit))
+			_, err := client.Write(testenv.SCTPPacket(5001, to.Port(), 0, testenv.SCTPInit))
 			l.ok(err)
 			if _, err := client.Read(make([]byte, 1500)); !errors.Is(err, syscall.ECONNREFUSED) {
 				t.Errorf("to %s: got %v, want connection refused", to, err)

@@ -1,6 +1,7 @@
 package proxy_test
 
 import (
+	"encoding/binary"
 	"net"
 	"strings"
 	"syscall"
@@ -46,6 +47,26 @@ func (c *cluster) setDNS(service bool, which ...int) {
 	}
 	c.api.Set(fakeapi.EndpointSlices, sl)
 }
+
+// setSCTP is setDNS for a Service of SCTP.
+func (c *cluster) setSCTP(service bool, which ...int) {
+	port, name, sctp := int32(8080), "", corev1.ProtocolSCTP
+	if service {
+		c.api.Set(fakeapi.Services, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "sctp"},
+			Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeClusterIP, ClusterIP: sctpIP, ClusterIPs: []string{sctpIP},
+				Ports: []corev1.ServicePort{{Port: 80, Protocol: sctp}}}})
+	}
+	sl := &discoveryv1.EndpointSlice{
+		ObjectMeta:  metav1.ObjectMeta{Namespace: "ns", Name: "sctp-x", Labels: map[string]string{discoveryv1.LabelServiceName: "sctp"}},
+		AddressType: discoveryv1.AddressTypeIPv4, Ports: []discoveryv1.EndpointPort{{Name: &name, Port: &port, Protocol: &sctp}},
+	}
+	for _, i := range which {
+		sl.Endpoints = append(sl.Endpoints, discoveryv1.Endpoint{Addresses: []string{endpointIP(i)}})
+	}
+	c.api.Set(fakeapi.EndpointSlices, sl)
+}
+
+const sctpIP = "10.96.0.132"
 
 // flow is a client that sends from one socket without a pause.
 type flow struct {
@@ -141,6 +162,83 @@ func TestUDPFlows(t *testing.T) {
 	both("without a proxy, by what it left", 2)
 	p = c.start(t, binary)
 	both("after a start", 3)
+	if s := p.text(); strings.Contains(s, "level=ERROR") {
+		t.Errorf("the proxy complains:\n%s", s)
+	}
+}
+
+// TestSCTPFlows: the same for SCTP, with packets of raw sockets: a client that
+// goes on sending INIT keeps its entry of connection tracking alive for ever.
+func TestSCTPFlows(t *testing.T) {
+	testenv.RequireRoot(t)
+	c := newCluster(t)
+	arrived := make(chan int, 1)
+	for i := range endpoints {
+		server := c.servers.ListenPacket(t, "ip4:132", endpointIP(i))
+		go func() {
+			buf := make([]byte, 256)
+			for {
+				n, from, err := server.ReadFrom(buf)
+				if err != nil {
+					return
+				}
+				if n < 13 || buf[12] != testenv.SCTPInit {
+					continue
+				}
+				server.WriteTo(testenv.SCTPPacket(8080, binary.BigEndian.Uint16(buf), 4711, testenv.SCTPInitAck), from)
+				select {
+				case arrived <- i:
+				default:
+				}
+			}
+		}()
+	}
+	program := build(t, "one")
+	p := c.start(t, program)
+	client := c.client.ListenPacket(t, "ip4:132", "0.0.0.0")
+	to := &net.IPAddr{IP: net.ParseIP(sctpIP)}
+	ask := func() int { // who gets the packet, or -1
+		for len(arrived) > 0 {
+			<-arrived
+		}
+		if _, err := client.WriteTo(testenv.SCTPPacket(5000, 80, 0, testenv.SCTPInit), to); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case i := <-arrived:
+			return i
+		case <-time.After(200 * time.Millisecond):
+			return -1
+		}
+	}
+	leadsTo := func(what string, want int) {
+		t.Helper()
+		got := -1
+		for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+			if got = ask(); got == want {
+				return
+			}
+		}
+		t.Fatalf("%s: packets go to endpoint %d, want %d", what, got, want)
+	}
+	if got := ask(); got >= 0 {
+		t.Fatalf("endpoint %d was reached without a Service", got)
+	}
+	c.setSCTP(true, 0)
+	leadsTo("first endpoint", 0)
+	c.setSCTP(false, 0, 1)
+	for range 50 {
+		if got := ask(); got > 0 {
+			t.Fatalf("the flow moved to endpoint %d though its endpoint serves", got)
+		}
+	}
+	c.setSCTP(false, 1)
+	leadsTo("its endpoint is gone", 1)
+	p.stop(syscall.SIGKILL)
+	c.setSCTP(false, 2)
+	leadsTo("without a proxy, by what it left", 1)
+	p = c.start(t, program)
+	leadsTo("after a start", 2)
 	if s := p.text(); strings.Contains(s, "level=ERROR") {
 		t.Errorf("the proxy complains:\n%s", s)
 	}
