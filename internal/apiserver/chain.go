@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 
+	crdopenapi "k8s.io/apiextensions-apiserver/pkg/generated/openapi"
 	genericfilters "k8s.io/apiserver/pkg/endpoints/filters"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/apiserver/pkg/util/notfoundhandler"
@@ -15,6 +16,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	restclient "k8s.io/client-go/rest"
 	aggregator "k8s.io/kube-aggregator/pkg/apiserver"
+	aggregatoropenapi "k8s.io/kube-aggregator/pkg/generated/openapi"
 	"k8s.io/kubernetes/pkg/capabilities"
 	controlplane "k8s.io/kubernetes/pkg/controlplane/apiserver"
 	"k8s.io/kubernetes/pkg/controlplane/apiserver/options"
@@ -82,12 +84,14 @@ func buildChain(ctx context.Context, o Options, upstream *options.Options, ca *p
 	if err != nil {
 		return nil, err
 	}
-	// The built-in resources are described by lazyOpenAPI in front of the chain.
-	var describe *lazyOpenAPI
+	// The built-in resources are described by lazyOpenAPI in front of the chain,
+	// all others by the servers of their own, which need know no more types than those.
+	var lazy *lazyOpenAPI
 	generic.SkipOpenAPIInstallation = true
-	aggregatorConfig.GenericConfig.OpenAPIConfig = nil
+	describe(&crdConfig.GenericConfig.Config, crdopenapi.GetOpenAPIDefinitions)
+	describe(&aggregatorConfig.GenericConfig.Config, aggregatoropenapi.GetOpenAPIDefinitions)
 	aggregatorConfig.GenericConfig.BuildHandlerChainFunc = func(h http.Handler, c *genericapiserver.Config) http.Handler {
-		return genericapiserver.DefaultBuildHandlerChain(describe.around(h), c)
+		return genericapiserver.DefaultBuildHandlerChain(lazy.around(h), c)
 	}
 
 	notFound := notfoundhandler.New(generic.Serializer, genericfilters.NoMuxAndDiscoveryIncompleteKey)
@@ -103,7 +107,7 @@ func buildChain(ctx context.Context, o Options, upstream *options.Options, ca *p
 	if err := installResources(o, completed, kube, sec, fail); err != nil {
 		return nil, err
 	}
-	describe = newLazyOpenAPI(kube.GenericAPIServer.Handler.GoRestfulContainer, generic.OpenAPIConfig, generic.OpenAPIV3Config)
+	lazy = newLazyOpenAPI(kube.GenericAPIServer.Handler.GoRestfulContainer, generic.OpenAPIConfig, generic.OpenAPIV3Config)
 	first, err := controlplane.CreateAggregatorServer(aggregatorConfig.Complete(), kube.GenericAPIServer,
 		crds.Informers.Apiextensions().V1().CustomResourceDefinitions(), true, priorities())
 	if err != nil {

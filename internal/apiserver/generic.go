@@ -78,7 +78,7 @@ func buildGeneric(ctx context.Context, opts options.CompletedOptions, ca *pki.Au
 		sets.NewString("watch", "proxy"),
 		sets.NewString("attach", "exec", "proxy", "log", "portforward"),
 	)
-	describe(config)
+	describe(config, generatedopenapi.GetOpenAPIDefinitions)
 
 	storage, err := buildStorage(opts, config)
 	if err != nil {
@@ -127,10 +127,11 @@ func ownClient(config *genericapiserver.Config, ca *pki.Authority) error {
 	return nil
 }
 
-// describe sets from what the OpenAPI documents are made.
-func describe(config *genericapiserver.Config) {
+// describe sets from what a server's OpenAPI documents are made: the
+// definitions of at least the types that it serves.
+func describe(config *genericapiserver.Config, definitions common.GetOpenAPIDefinitions) {
 	namer := openapinamer.NewDefinitionNamer(legacyscheme.Scheme, apiextensions.Scheme, aggregatorscheme.Scheme)
-	definitions := openapi.GetOpenAPIDefinitionsWithoutDisabledFeatures(generatedopenapi.GetOpenAPIDefinitions)
+	definitions = openapi.GetOpenAPIDefinitionsWithoutDisabledFeatures(definitions)
 	config.OpenAPIConfig = genericapiserver.DefaultOpenAPIConfig(definitions, namer)
 	config.OpenAPIConfig.Info.Title = "Kubernetes"
 	config.OpenAPIV3Config = genericapiserver.DefaultOpenAPIV3Config(definitions, namer)
