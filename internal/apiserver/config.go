@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"crypto"
 	"fmt"
 	"net"
 	"net/netip"
@@ -16,7 +17,7 @@ import (
 	kubeletclient "k8s.io/kubernetes/pkg/kubelet/client"
 )
 
-// secrets are the files that upstream's options want to read.
+// secrets are the files that upstream's options want to read, and what others want of them.
 type secrets struct {
 	servingCert, servingKey       string
 	clientCA                      string
@@ -24,6 +25,8 @@ type secrets struct {
 	frontProxyCert, frontProxyKey string
 	kubeletCert, kubeletKey       string
 	tokenKey, tokenPublicKey      string
+
+	tokenSigner crypto.Signer // what tokenKey holds
 }
 
 const frontProxyUser = "front-proxy-client"

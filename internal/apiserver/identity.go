@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"crypto"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
@@ -128,6 +129,10 @@ func (s *Server) ClientCAs() *x509.CertPool { return s.ca.Pool() }
 // CACert returns the certificate of the authority that signs everything here, PEM
 // encoded: what Pods find in the ConfigMap kube-root-ca.crt.
 func (s *Server) CACert() []byte { return s.ca.CertPEM }
+
+// TokenKey signs the tokens of ServiceAccounts: what a controller needs that
+// fills Secrets of type kubernetes.io/service-account-token.
+func (s *Server) TokenKey() crypto.Signer { return s.tokenKey }
 
 // KubeletClientUser is who the API server is to the agents of nodes.
 const KubeletClientUser = "kube-apiserver-kubelet-client"

@@ -2,6 +2,7 @@ package apiserver
 
 import (
 	"context"
+	"crypto"
 	"errors"
 	"fmt"
 	"net/http"
@@ -22,6 +23,7 @@ import (
 type Server struct {
 	url      string
 	ca       *pki.Authority
+	tokenKey crypto.Signer
 	listener *multiListener
 	store    *etcd.Server // nil if it is an outside one
 
@@ -168,7 +170,7 @@ func prepare(ctx context.Context, o Options, cleanup *[]func()) (*Server, Option
 	if err != nil {
 		return fail(fmt.Errorf("keys and certificates: %w", err))
 	}
-	s := &Server{url: url, ca: ca, listener: l, started: make(chan struct{}), done: make(chan struct{})}
+	s := &Server{url: url, ca: ca, tokenKey: sec.tokenSigner, listener: l, started: make(chan struct{}), done: make(chan struct{})}
 	var store dialer
 	if len(o.EtcdServers) == 0 {
 		embedded, err := etcd.Start(ctx, filepath.Join(o.DataDir, "etcd"), o.Logger)
@@ -208,7 +210,7 @@ func makeSecrets(o Options, l *multiListener) (*pki.Authority, secrets, error) {
 	if err != nil {
 		return nil, sec, err
 	}
-	if err := pki.LoadOrCreateKey(sec.tokenKey, sec.tokenPublicKey); err != nil {
+	if sec.tokenSigner, err = pki.LoadOrCreateKey(sec.tokenKey, sec.tokenPublicKey); err != nil {
 		return nil, sec, err
 	}
 	names, addrs := servingNames(o, l.addrs())

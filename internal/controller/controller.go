@@ -24,7 +24,7 @@ import (
 )
 
 // Users whose rights the parts need; each upstream controller is the
-// ServiceAccount of its row in kube-system. Upstream's bootstrap policy knows
+// ServiceAccount of its row in kube-system, or ManagerUser. Upstream's bootstrap policy knows
 // all of them but the endpoints user.
 const (
 	ManagerUser   = "system:kube-controller-manager" // reads for the shared caches
@@ -170,8 +170,12 @@ func newEnv(ctx context.Context, opts Options, shared *rest.Config) (*env, error
 func (e *env) build(ctx context.Context, row row) (func(context.Context), error) {
 	own := *e
 	var err error
-	own.config, err = e.ClientConfig("system:serviceaccount:kube-system:"+row.account,
-		"system:serviceaccounts", "system:serviceaccounts:kube-system")
+	if row.account == "" {
+		own.config, err = e.ClientConfig(ManagerUser)
+	} else {
+		own.config, err = e.ClientConfig("system:serviceaccount:kube-system:"+row.account,
+			"system:serviceaccounts", "system:serviceaccounts:kube-system")
+	}
 	if err != nil {
 		return nil, fmt.Errorf("client configuration: %w", err)
 	}

@@ -42,8 +42,9 @@ func startCluster(t *testing.T) *cluster {
 			ClientConfig: func(user string, groups ...string) (*rest.Config, error) {
 				return s.ClientConfig(apiserver.Identity{User: user, Groups: groups})
 			},
-			RootCA: s.CACert(),
-			Logger: apitest.Logger(t),
+			RootCA:   s.CACert(),
+			TokenKey: s.TokenKey(),
+			Logger:   apitest.Logger(t),
 		})
 	}()
 	config, err := s.ClientConfig(apiserver.Scheduler())

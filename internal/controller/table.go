@@ -33,7 +33,7 @@ import (
 // row is one of upstream's controllers.
 type row struct {
 	name    string // upstream's, without the ending -controller
-	account string // the ServiceAccount in kube-system whose rights it has
+	account string // the ServiceAccount in kube-system whose rights it has; empty: ManagerUser has them
 	// build makes the controller and hooks it into the caches, which are
 	// started afterwards, and returns what runs it; nil if these options have
 	// no use for it.
@@ -132,7 +132,7 @@ var table = []row{
 			e.informers.Core().V1().Namespaces(), e.client, serviceaccount.DefaultServiceAccountsControllerOptions())
 		return workers(1, c, err)
 	}},
-	{"serviceaccount-token", "tokens-controller", func(ctx context.Context, e *env) (func(context.Context), error) {
+	{"serviceaccount-token", "", func(ctx context.Context, e *env) (func(context.Context), error) {
 		if e.TokenKey == nil {
 			return nil, nil
 		}

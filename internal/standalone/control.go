@@ -31,8 +31,9 @@ func (s *system) startControllers() (string, error) {
 			ClientConfig: func(user string, groups ...string) (*rest.Config, error) {
 				return s.api.ClientConfig(apiserver.Identity{User: user, Groups: groups})
 			},
-			RootCA: s.api.CACert(),
-			Logger: s.log.With("part", "controllers"),
+			RootCA:   s.api.CACert(),
+			TokenKey: s.api.TokenKey(),
+			Logger:   s.log.With("part", "controllers"),
 		})
 	})
 	return "Deployments, StatefulSets, Jobs …, endpoints, scheduler", nil

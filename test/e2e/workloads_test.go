@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -29,11 +30,31 @@ func TestWorkloads(t *testing.T) {
 	t.Run("statefulset", c.testStatefulSet)
 	t.Run("daemonset", c.testDaemonSet)
 	t.Run("job", c.testJob)
+	t.Run("token", c.testToken)
 	t.Run("unschedulable", c.testUnschedulable)
 	t.Run("drain", c.testDrain)
 	t.Run("debug", c.testDebug)
 	t.Run("terminal", c.testTerminal)
 	t.Run("node stop", c.testNodeStop) // last: it disturbs
+}
+
+// testToken: a Secret that asks for a ServiceAccount's token gets one.
+func (c *Cluster) testToken(t *testing.T) {
+	secrets := c.Client.CoreV1().Secrets("default")
+	secret := &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Name: "default-token", Annotations: map[string]string{corev1.ServiceAccountNameKey: "default"}},
+		Type:       corev1.SecretTypeServiceAccountToken,
+	}
+	if _, err := secrets.Create(t.Context(), secret, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	Eventually(t, "the token", func() error {
+		s, err := secrets.Get(t.Context(), secret.Name, metav1.GetOptions{})
+		if err == nil && len(s.Data[corev1.ServiceAccountTokenKey]) == 0 {
+			err = errors.New("it is not there")
+		}
+		return err
+	})
 }
 
 // testDeployment: apply, scale, restart, undo.

@@ -198,38 +198,37 @@ func (a *Authority) sign(template *x509.Certificate) (Pair, error) {
 }
 
 // LoadOrCreateKey makes sure that file holds a private key and pubFile its
-// public half. The tokens of ServiceAccounts are signed with it, so it has to
-// outlive restarts.
-func LoadOrCreateKey(file, pubFile string) error {
-	var key crypto.Signer
+// public half, and returns the key. The tokens of ServiceAccounts are signed
+// with it, so it has to outlive restarts.
+func LoadOrCreateKey(file, pubFile string) (key crypto.Signer, err error) {
 	keyPEM, err := os.ReadFile(file)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		if key, err = newKey(); err != nil {
-			return err
+			return nil, err
 		}
 		if keyPEM, err = encodeKey(key); err != nil {
-			return err
+			return nil, err
 		}
 		if err := writeFile(file, keyPEM, 0o600); err != nil {
-			return err
+			return nil, err
 		}
 	case err != nil:
-		return fmt.Errorf("read signing key: %w", err)
+		return nil, fmt.Errorf("read signing key: %w", err)
 	default:
 		block, _ := pem.Decode(keyPEM)
 		if block == nil {
-			return fmt.Errorf("signing key %s holds no PEM block; delete it to begin with a new one", file)
+			return nil, fmt.Errorf("signing key %s holds no PEM block; delete it to begin with a new one", file)
 		}
 		if key, err = x509.ParseECPrivateKey(block.Bytes); err != nil {
-			return fmt.Errorf("signing key %s: %w; delete it to begin with a new one", file, err)
+			return nil, fmt.Errorf("signing key %s: %w; delete it to begin with a new one", file, err)
 		}
 	}
 	der, err := x509.MarshalPKIXPublicKey(key.Public())
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return writeFile(pubFile, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), 0o644)
+	return key, writeFile(pubFile, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), 0o644)
 }
 
 func newKey() (crypto.Signer, error) {

@@ -112,19 +112,19 @@ func TestServer(t *testing.T) {
 func TestSigningKeyLasts(t *testing.T) {
 	dir := t.TempDir()
 	key, pub := filepath.Join(dir, "sa.key"), filepath.Join(dir, "sa.pub")
-	if err := LoadOrCreateKey(key, pub); err != nil {
+	if _, err := LoadOrCreateKey(key, pub); err != nil {
 		t.Fatal(err)
 	}
 	before, _ := os.ReadFile(pub)
 	os.Remove(pub)
-	if err := LoadOrCreateKey(key, pub); err != nil {
+	if _, err := LoadOrCreateKey(key, pub); err != nil {
 		t.Fatal(err)
 	}
 	if after, _ := os.ReadFile(pub); !bytes.Equal(before, after) {
 		t.Error("the public half changed")
 	}
 	os.WriteFile(key, []byte("garbage"), 0o600)
-	if err := LoadOrCreateKey(key, pub); err == nil || !strings.Contains(err.Error(), "delete it") {
+	if _, err := LoadOrCreateKey(key, pub); err == nil || !strings.Contains(err.Error(), "delete it") {
 		t.Errorf("error %v", err)
 	}
 }
