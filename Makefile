@@ -42,6 +42,12 @@ test: setup build ## run all tests, with the set-up they need (needs root)
 test-race: ## only the tests that run under the race detector
 	@scripts/test race
 
+FUZZTIME ?= 1m
+
+.PHONY: fuzz
+fuzz: ## throw odd requests at the Service registry for FUZZTIME (the first build takes minutes)
+	$(GO) test -vet=off -ldflags=-w -run='^$$' -fuzz=FuzzService -fuzztime=$(FUZZTIME) -fuzzminimizetime=1x ./internal/apiserver/service
+
 .PHONY: lint
 lint: ## gofmt, go vet, staticcheck
 	@bad=$$(gofmt -l cmd internal api test bench); test -z "$$bad" || { printf 'run gofmt -w on these files:\n%s\n' "$$bad"; exit 1; }

@@ -17,7 +17,6 @@ import (
 	"testing"
 
 	"github.com/go-logr/logr"
-	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apiextensions "k8s.io/apiextensions-apiserver/pkg/client/clientset/clientset"
@@ -55,6 +54,7 @@ func TestClients(t *testing.T) {
 		"controller-runtime": testControllerRuntime,
 		"webhook":            testWebhook,
 		"policy":             testPolicy,
+		"mutating policy":    testMutatingPolicy,
 		"node":               testNode,
 		"openapi":            testOpenAPI,
 	} {
@@ -406,96 +406,6 @@ type reconcileFunc func(context.Context, ctrl.Request) (ctrl.Result, error)
 
 func (f reconcileFunc) Reconcile(ctx context.Context, r ctrl.Request) (ctrl.Result, error) {
 	return f(ctx, r)
-}
-
-// testWebhook has a webhook refuse what is named "no".
-func testWebhook(t *testing.T, s *apiserver.Server) {
-	c := apitest.Client(t, s, apiserver.Admin())
-	ns := namespace(t, c)
-	hook := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		var review struct {
-			Request struct{ UID, Name string }
-		}
-		_ = json.NewDecoder(r.Body).Decode(&review)
-		w.Header().Set("Content-Type", "application/json")
-		fmt.Fprintf(w, `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","response":{"uid":%q,"allowed":%v,"status":{"message":"the hook says no"}}}`,
-			review.Request.UID, review.Request.Name != "no")
-	}))
-	defer hook.Close()
-	configuration := &admissionregistrationv1.ValidatingWebhookConfiguration{
-		ObjectMeta: metav1.ObjectMeta{Name: "hook"},
-		Webhooks: []admissionregistrationv1.ValidatingWebhook{{
-			Name:                    "hook.example.com",
-			ClientConfig:            admissionregistrationv1.WebhookClientConfig{URL: &hook.URL, CABundle: pemOf(hook)},
-			NamespaceSelector:       &metav1.LabelSelector{MatchLabels: map[string]string{"kubernetes.io/metadata.name": ns}},
-			SideEffects:             ptr.To(admissionregistrationv1.SideEffectClassNone),
-			AdmissionReviewVersions: []string{"v1"},
-			Rules: []admissionregistrationv1.RuleWithOperations{{
-				Operations: []admissionregistrationv1.OperationType{admissionregistrationv1.Create},
-				Rule:       admissionregistrationv1.Rule{APIGroups: []string{""}, APIVersions: []string{"v1"}, Resources: []string{"configmaps"}},
-			}},
-		}},
-	}
-	hooks := c.AdmissionregistrationV1().ValidatingWebhookConfigurations()
-	if _, err := hooks.Create(t.Context(), configuration, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	defer hooks.Delete(context.Background(), "hook", metav1.DeleteOptions{})
-	eventually(t, "refusal by the webhook", func(ctx context.Context) (bool, error) {
-		_, err := c.CoreV1().ConfigMaps(ns).Create(ctx, configMap("no"), metav1.CreateOptions{})
-		if err == nil {
-			return false, c.CoreV1().ConfigMaps(ns).Delete(ctx, "no", metav1.DeleteOptions{})
-		}
-		if !strings.Contains(err.Error(), "the hook says no") {
-			return false, err
-		}
-		return true, nil
-	})
-	create(t, c, ns, configMap("yes"))
-}
-
-// testPolicy has a CEL policy refuse what it should.
-func testPolicy(t *testing.T, s *apiserver.Server) {
-	c := apitest.Client(t, s, apiserver.Admin())
-	ns := namespace(t, c)
-	selector := &metav1.LabelSelector{MatchLabels: map[string]string{"kubernetes.io/metadata.name": ns}}
-	policies, bindings := c.AdmissionregistrationV1().ValidatingAdmissionPolicies(), c.AdmissionregistrationV1().ValidatingAdmissionPolicyBindings()
-	_, err := policies.Create(t.Context(), &admissionregistrationv1.ValidatingAdmissionPolicy{
-		ObjectMeta: metav1.ObjectMeta{Name: "short"},
-		Spec: admissionregistrationv1.ValidatingAdmissionPolicySpec{
-			MatchConstraints: &admissionregistrationv1.MatchResources{ResourceRules: []admissionregistrationv1.NamedRuleWithOperations{{
-				RuleWithOperations: admissionregistrationv1.RuleWithOperations{
-					Operations: []admissionregistrationv1.OperationType{admissionregistrationv1.Create},
-					Rule:       admissionregistrationv1.Rule{APIGroups: []string{""}, APIVersions: []string{"v1"}, Resources: []string{"configmaps"}},
-				},
-			}}},
-			Validations: []admissionregistrationv1.Validation{{Expression: "size(object.metadata.name) < 5", Message: "the name is too long"}},
-		},
-	}, metav1.CreateOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, err = bindings.Create(t.Context(), &admissionregistrationv1.ValidatingAdmissionPolicyBinding{
-		ObjectMeta: metav1.ObjectMeta{Name: "short"},
-		Spec: admissionregistrationv1.ValidatingAdmissionPolicyBindingSpec{
-			PolicyName: "short", ValidationActions: []admissionregistrationv1.ValidationAction{admissionregistrationv1.Deny},
-			MatchResources: &admissionregistrationv1.MatchResources{NamespaceSelector: selector},
-		},
-	}, metav1.CreateOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "refusal by the policy", func(ctx context.Context) (bool, error) {
-		_, err := c.CoreV1().ConfigMaps(ns).Create(ctx, configMap("much-too-long"), metav1.CreateOptions{})
-		if err == nil {
-			return false, c.CoreV1().ConfigMaps(ns).Delete(ctx, "much-too-long", metav1.DeleteOptions{})
-		}
-		if !strings.Contains(err.Error(), "the name is too long") {
-			return false, err
-		}
-		return true, nil
-	})
-	create(t, c, ns, configMap("ok"))
 }
 
 // testNode reads a log from a node's agent.
