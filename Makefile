@@ -42,7 +42,7 @@ test: setup build ## run all tests, with the set-up they need (needs root)
 test-race: ## only the tests that run under the race detector
 	@scripts/test race
 
-FUZZTIME ?= 1m
+FUZZTIME ?= 5m
 
 .PHONY: fuzz
 fuzz: ## throw odd requests at the Service registry for FUZZTIME (the first build takes minutes)
