@@ -162,7 +162,7 @@ func (m *machine) start(ctx context.Context) (stop func(lose bool), _ *network.N
 	broadcaster := record.NewBroadcaster(record.WithContext(ctx))
 	broadcaster.StartRecordingToSink(&typedv1.EventSinkImpl{Interface: client.CoreV1().Events("")})
 	mgr := lifecycle.New(lifecycle.Config{
-		Node: m.name, HostIPs: nd.Addrs, Net: nd, Client: client, Objects: volumes.NewObjects(client, 30*time.Second),
+		Node: m.name, HostIPs: nd.Addrs, Net: nd, Dial: nd.NS.DialContext, Client: client, Objects: volumes.NewObjects(client, 30*time.Second),
 		Services: m.n.ctl.servicesOf, RuntimeFor: m.n.runtimeFor, Runtimes: m.n.runtimes,
 		DNS:      podspec.DNS{Servers: o.ClusterDNS, Domain: o.ClusterDomain},
 		Unrouted: m.n.ctl.leave, Dir: filepath.Join(dir, "pods"),

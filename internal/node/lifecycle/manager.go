@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -34,7 +35,9 @@ import (
 type Config struct {
 	Node    string
 	HostIPs []netip.Addr
-	Net     *network.Node
+	Net     Network
+	// Dial connects from the node, for probes and hooks.
+	Dial    func(ctx context.Context, network, address string) (net.Conn, error)
 	Client  kubernetes.Interface
 	Objects *volumes.Objects
 	// Services returns those of a namespace, for environment variables. It may
@@ -51,6 +54,16 @@ type Config struct {
 	Dir      string // the Pods' files, one directory for each
 	Recorder record.EventRecorder
 	Logger   *slog.Logger
+}
+
+// Network is the node's, which connects its Pods; a *network.Node.
+type Network interface {
+	// NSName is the name of the node's network namespace, "" for the machine's.
+	NSName() string
+	AddPod(from string) (*network.Pod, error)
+	AdoptPod(p network.Pod) (*network.Pod, error)
+	RemovePod(p *network.Pod) error
+	SetHostPorts(ports map[*network.Pod][]network.HostPort) error
 }
 
 // Manager runs the Pods of one node.

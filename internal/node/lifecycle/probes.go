@@ -3,7 +3,6 @@ package lifecycle
 import (
 	"bytes"
 	"context"
-	"net"
 	"sync"
 	"time"
 
@@ -16,9 +15,7 @@ import (
 // target is how probes and hooks reach a container.
 func (w *worker) target(c *container) probe.Target {
 	t := probe.Target{Container: c.spec,
-		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
-			return w.m.cfg.Net.NS.DialContext(ctx, network, address)
-		},
+		Dial: w.m.cfg.Dial,
 		Exec: func(ctx context.Context, cmd []string) (int, string, error) { return w.execOutput(ctx, c, cmd) },
 	}
 	if ips := w.ips(); len(ips) > 0 {
