@@ -129,69 +129,6 @@ func (r *Runtime) bare(id string) string {
 	return rest
 }
 
-func (r *Runtime) config(s *runtime.Sandbox) *api.PodSandboxConfig {
-	ns := namespaces(s)
-	c := &api.PodSandboxConfig{
-		Metadata: &api.PodSandboxMetadata{Name: s.Name, Uid: s.UID, Namespace: s.Namespace, Attempt: s.Attempt},
-		Hostname: s.Hostname, LogDirectory: s.LogDir,
-		DnsConfig: &api.DNSConfig{Servers: s.DNSServers, Searches: s.DNSSearches, Options: s.DNSOptions},
-		Labels: map[string]string{labelPrefix: r.cfg.Prefix, labelNode: s.Node, labelUID: s.UID,
-			labelNamespace: s.Namespace, labelPod: s.Name},
-		Annotations: s.Annotations,
-		Linux: &api.LinuxPodSandboxConfig{
-			CgroupParent:    "/" + r.cfg.Prefix + "-cri/" + s.UID,
-			SecurityContext: &api.LinuxSandboxSecurityContext{NamespaceOptions: ns, Privileged: s.Privileged, RunAsUser: int64Value(s.RunAsUser), RunAsGroup: int64Value(s.RunAsGroup)},
-		},
-	}
-	if s.HostNetwork {
-		c.Hostname = "" // the machine's
-		if s.JoinNetNS != "" {
-			c.Hostname = s.Node
-		}
-	}
-	return c
-}
-
-func int64Value(p *int64) *api.Int64Value {
-	if p == nil {
-		return nil
-	}
-	return &api.Int64Value{Value: *p}
-}
-
-func namespaces(s *runtime.Sandbox) *api.NamespaceOption {
-	ns := &api.NamespaceOption{Network: api.NamespaceMode_POD, Pid: api.NamespaceMode_CONTAINER, Ipc: api.NamespaceMode_POD}
-	if s.HostNetwork && s.JoinNetNS == "" {
-		ns.Network = api.NamespaceMode_NODE
-	}
-	if s.HostIPC {
-		ns.Ipc = api.NamespaceMode_NODE
-	}
-	switch {
-	case s.HostPID:
-		ns.Pid = api.NamespaceMode_NODE
-	case s.SharePID:
-		ns.Pid = api.NamespaceMode_POD
-	}
-	return ns
-}
-
-// namespacesOf is what a container shares: what its sandbox says, and the
-// processes of the container that it is to see. One of another runtime's is
-// among the machine's.
-func (r *Runtime) namespacesOf(s *runtime.Sandbox, c *runtime.Container) *api.NamespaceOption {
-	ns := namespaces(s)
-	if c.SeeProcesses == "" || ns.Pid != api.NamespaceMode_CONTAINER {
-		return ns
-	}
-	if id, mine := strings.CutPrefix(c.SeeProcesses, r.name+"://"); mine {
-		ns.Pid, ns.TargetId = api.NamespaceMode_TARGET, id
-	} else {
-		ns.Pid = api.NamespaceMode_NODE
-	}
-	return ns
-}
-
 // CreateSandbox implements runtime.Runtime.
 func (r *Runtime) CreateSandbox(ctx context.Context, s *runtime.Sandbox) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
@@ -269,93 +206,11 @@ func (r *Runtime) removeSandbox(ctx context.Context, id string) error {
 	return nil
 }
 
-// EnsureImage implements runtime.Runtime.
-func (r *Runtime) EnsureImage(ctx context.Context, _ *runtime.Sandbox, image, pull string, auths []runtime.Auth) (string, error) {
-	spec := &api.ImageSpec{Image: image, UserSpecifiedImage: image}
-	st, err := r.images.ImageStatus(ctx, spec, false)
-	if err != nil {
-		return "", &runtime.ImageError{Reason: "ImageInspectError", Err: fmt.Errorf("%s: %w", r.name, err)}
-	}
-	present := st.GetImage().GetId()
-	switch {
-	case present != "" && pull != "Always":
-		return present, nil
-	case pull == "Never":
-		return "", &runtime.ImageError{Reason: "ErrImageNeverPull", Err: fmt.Errorf("container image %q is not present with pull policy of Never", image)}
-	}
-	var last error
-	for _, a := range append(matching(auths, image), nil) {
-		if _, last = r.images.PullImage(ctx, spec, a, nil); last == nil {
-			st, err := r.images.ImageStatus(ctx, spec, false)
-			if err != nil || st.GetImage() == nil {
-				return image, nil
-			}
-			return st.Image.Id, nil
-		}
-	}
-	return "", &runtime.ImageError{Reason: "ErrImagePull", Err: fmt.Errorf("%s: %w", r.name, last)}
-}
-
-// matching are the credentials for an image's registry.
-func matching(auths []runtime.Auth, image string) []*api.AuthConfig {
-	registry := "docker.io"
-	if host, _, ok := strings.Cut(image, "/"); ok && (strings.ContainsAny(host, ".:") || host == "localhost") {
-		registry = host
-	}
-	var out []*api.AuthConfig
-	for _, a := range auths {
-		if strings.Contains(a.ServerAddress, registry) {
-			out = append(out, &api.AuthConfig{Username: a.Username, Password: a.Password, Auth: a.Auth, ServerAddress: a.ServerAddress,
-				IdentityToken: a.IdentityToken, RegistryToken: a.RegistryToken})
-		}
-	}
-	return out
-}
-
 // Start implements runtime.Runtime.
 func (r *Runtime) Start(ctx context.Context, s *runtime.Sandbox, c *runtime.Container) (runtime.State, error) {
-	log, err := filepath.Rel(s.LogDir, c.LogPath)
+	cfg, err := r.containerConfig(s, c)
 	if err != nil {
 		return runtime.State{}, err
-	}
-	cfg := &api.ContainerConfig{
-		Metadata: &api.ContainerMetadata{Name: c.Name, Attempt: c.Attempt},
-		Image:    &api.ImageSpec{Image: c.ImageRef, UserSpecifiedImage: c.Image},
-		Command:  c.Command, Args: c.Args, WorkingDir: c.WorkingDir, LogPath: log,
-		Stdin: c.Stdin, StdinOnce: c.StdinOnce, Tty: c.TTY,
-		Labels: map[string]string{labelPrefix: r.cfg.Prefix, labelNode: s.Node, labelUID: s.UID, labelNamespace: s.Namespace,
-			labelPod: s.Name, labelContainer: c.Name},
-		Linux: &api.LinuxContainerConfig{
-			Resources: &api.LinuxContainerResources{CpuShares: int64(c.Limits.CPUShares), MemoryLimitInBytes: c.Limits.MemoryBytes, OomScoreAdj: int64(c.OOMScoreAdj)},
-			SecurityContext: &api.LinuxContainerSecurityContext{
-				NamespaceOptions: r.namespacesOf(s, c), Privileged: c.Privileged, RunAsUser: int64Value(c.User), RunAsGroup: int64Value(c.Group),
-				SupplementalGroups: c.SupplementalGroups, ReadonlyRootfs: c.ReadOnlyRoot, NoNewPrivs: c.NoNewPrivs,
-				Capabilities: &api.Capability{AddCapabilities: c.AddCaps, DropCapabilities: c.DropCaps},
-				Seccomp:      &api.SecurityProfile{ProfileType: api.SecurityProfile_Unconfined},
-			},
-		},
-	}
-	if !c.Privileged {
-		sc := cfg.Linux.SecurityContext
-		sc.MaskedPaths = []string{"/proc/asound", "/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware"}
-		sc.ReadonlyPaths = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
-	}
-	if c.Limits.CPUMilli > 0 {
-		cfg.Linux.Resources.CpuPeriod, cfg.Linux.Resources.CpuQuota = 100_000, max(c.Limits.CPUMilli*100, 1000)
-	}
-	for _, e := range c.Env {
-		k, v, _ := strings.Cut(e, "=")
-		cfg.Envs = append(cfg.Envs, &api.KeyValue{Key: k, Value: []byte(v)})
-	}
-	for _, m := range c.Mounts {
-		p := api.MountPropagation_PROPAGATION_PRIVATE
-		switch m.Propagation {
-		case unix.MS_SLAVE:
-			p = api.MountPropagation_PROPAGATION_HOST_TO_CONTAINER
-		case unix.MS_SHARED:
-			p = api.MountPropagation_PROPAGATION_BIDIRECTIONAL
-		}
-		cfg.Mounts = append(cfg.Mounts, &api.Mount{HostPath: m.Source, ContainerPath: m.Target, Readonly: m.ReadOnly, Propagation: p})
 	}
 	id, err := r.rt.CreateContainer(ctx, s.ID, cfg, r.config(s))
 	if err != nil {
