@@ -12,9 +12,11 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -47,7 +49,19 @@ func New(name string) *Manager {
 		return m
 	}
 	defer f.Close()
-	for s := bufio.NewScanner(f); s.Scan(); {
+	m.find(f, writable)
+	if m.unified != "" {
+		b, _ := os.ReadFile(filepath.Join(m.unified, "cgroup.subtree_control"))
+		for _, c := range strings.Fields(string(b)) {
+			m.control[c] = true
+		}
+	}
+	return m
+}
+
+// find reads the hierarchies from a mountinfo file.
+func (m *Manager) find(mountinfo io.Reader, writable func(dir string) bool) {
+	for s := bufio.NewScanner(mountinfo); s.Scan(); {
 		// 36 35 98:0 /root /mnt opts… - type source superopts (proc_pid_mountinfo(5))
 		left, right, ok := strings.Cut(s.Text(), " - ")
 		l, r := strings.Fields(left), strings.Fields(right)
@@ -67,13 +81,6 @@ func New(name string) *Manager {
 			}
 		}
 	}
-	if m.unified != "" {
-		b, _ := os.ReadFile(filepath.Join(m.unified, "cgroup.subtree_control"))
-		for _, c := range strings.Fields(string(b)) {
-			m.control[c] = true
-		}
-	}
-	return m
 }
 
 func writable(dir string) bool {
@@ -114,32 +121,60 @@ func (m *Manager) Create(path string, l Limits) (*Group, error) {
 			}
 		}
 	}
-	set := func(controller string, files map[string]int64) error {
-		mount, wanted := m.v1[controller], false
-		for _, v := range files {
-			wanted = wanted || v > 0
-		}
-		if mount == "" || !wanted {
-			return nil
+	var errs []error
+	for _, s := range l.version1() {
+		mount := m.v1[s.controller]
+		if mount == "" {
+			continue
 		}
 		dir := filepath.Join(mount, m.name, path)
 		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return fmt.Errorf("make control group: %w", err)
+			return g, fmt.Errorf("make control group: %w", err)
 		}
-		g.v1 = append(g.v1, dir)
-		for file, v := range files {
-			if v > 0 {
-				if err := write(dir, file, strconv.FormatInt(v, 10)); err != nil {
-					return err
-				}
-			}
+		if !slices.Contains(g.v1, dir) {
+			g.v1 = append(g.v1, dir)
 		}
-		return nil
+		errs = append(errs, write(dir, s.file, s.value))
 	}
-	return g, errors.Join(
-		set("cpu", map[string]int64{"cpu.shares": int64(l.CPUShares), "cpu.cfs_quota_us": quota(l.CPUMilli)}),
-		set("memory", map[string]int64{"memory.limit_in_bytes": l.MemoryBytes}),
-		set("pids", map[string]int64{"pids.max": l.Pids}))
+	return g, errors.Join(errs...)
+}
+
+// setting is a controller's file and what is to be written to it.
+type setting struct{ controller, file, value string }
+
+// version1 is what the limits come to in version 1 of control groups.
+func (l Limits) version1() (out []setting) {
+	for _, s := range []struct {
+		controller, file string
+		value            int64
+	}{
+		{"cpu", "cpu.shares", int64(l.CPUShares)}, {"cpu", "cpu.cfs_quota_us", quota(l.CPUMilli)},
+		{"memory", "memory.limit_in_bytes", l.MemoryBytes}, {"pids", "pids.max", l.Pids},
+	} {
+		if s.value > 0 {
+			out = append(out, setting{s.controller, s.file, strconv.FormatInt(s.value, 10)})
+		}
+	}
+	return out
+}
+
+// version2 is what the limits come to in version 2.
+func (l Limits) version2() (out []setting) {
+	if l.CPUShares > 0 {
+		// The conversion that container runtimes use: 2…262144 onto 1…10000.
+		w := 1 + ((max(l.CPUShares, 2)-2)*9999)/262142
+		out = append(out, setting{"cpu", "cpu.weight", strconv.FormatUint(min(w, 10000), 10)})
+	}
+	if l.CPUMilli > 0 {
+		out = append(out, setting{"cpu", "cpu.max", fmt.Sprintf("%d %d", quota(l.CPUMilli), period)})
+	}
+	if l.MemoryBytes > 0 {
+		out = append(out, setting{"memory", "memory.max", strconv.FormatInt(l.MemoryBytes, 10)})
+	}
+	if l.Pids > 0 {
+		out = append(out, setting{"pids", "pids.max", strconv.FormatInt(l.Pids, 10)})
+	}
+	return out
 }
 
 const period = 100_000 // µs, the kernel's default
@@ -166,19 +201,10 @@ func (m *Manager) limit2(dir string, l Limits) error {
 		}
 	}
 	var errs []error
-	if m.control["cpu"] && l.CPUShares > 0 {
-		// The conversion that container runtimes use: 2…262144 onto 1…10000.
-		w := 1 + ((max(l.CPUShares, 2)-2)*9999)/262142
-		errs = append(errs, write(dir, "cpu.weight", strconv.FormatUint(min(w, 10000), 10)))
-	}
-	if m.control["cpu"] && l.CPUMilli > 0 {
-		errs = append(errs, write(dir, "cpu.max", fmt.Sprintf("%d %d", quota(l.CPUMilli), period)))
-	}
-	if m.control["memory"] && l.MemoryBytes > 0 {
-		errs = append(errs, write(dir, "memory.max", strconv.FormatInt(l.MemoryBytes, 10)))
-	}
-	if m.control["pids"] && l.Pids > 0 {
-		errs = append(errs, write(dir, "pids.max", strconv.FormatInt(l.Pids, 10)))
+	for _, s := range l.version2() {
+		if m.control[s.controller] {
+			errs = append(errs, write(dir, s.file, s.value))
+		}
 	}
 	return errors.Join(errs...)
 }
