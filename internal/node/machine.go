@@ -164,8 +164,9 @@ func (m *machine) start(ctx context.Context) (stop func(lose bool), _ *network.N
 	mgr := lifecycle.New(lifecycle.Config{
 		Node: m.name, HostIPs: nd.Addrs, Net: nd, Dial: nd.NS.DialContext, Client: client, Objects: volumes.NewObjects(client, 30*time.Second),
 		Services: m.n.ctl.servicesOf, RuntimeFor: m.n.runtimeFor, Runtimes: m.n.runtimes,
-		DNS:      podspec.DNS{Servers: o.ClusterDNS, Domain: o.ClusterDomain},
-		Unrouted: m.n.ctl.leave, Dir: filepath.Join(dir, "pods"),
+		Allocatable: agent.Capacity(o.MaxPods),
+		DNS:         podspec.DNS{Servers: o.ClusterDNS, Domain: o.ClusterDomain},
+		Unrouted:    m.n.ctl.leave, Dir: filepath.Join(dir, "pods"),
 		Recorder: broadcaster.NewRecorder(scheme.Scheme, v1.EventSource{Component: "kubelet", Host: m.name}),
 		Logger:   m.log(),
 	})

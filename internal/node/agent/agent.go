@@ -277,12 +277,7 @@ func (a *Agent) status() v1.NodeStatus {
 	}
 	s.Addresses = append(s.Addresses, v1.NodeAddress{Type: v1.NodeHostName, Address: f.Name})
 	s.DaemonEndpoints.KubeletEndpoint.Port = f.ServerPort
-	s.Capacity = v1.ResourceList{
-		v1.ResourceCPU:              *resource.NewQuantity(int64(runtime.NumCPU()), resource.DecimalSI),
-		v1.ResourceMemory:           *resource.NewQuantity(memory(), resource.BinarySI),
-		v1.ResourcePods:             *resource.NewQuantity(f.MaxPods, resource.DecimalSI),
-		v1.ResourceEphemeralStorage: *resource.NewQuantity(disk(), resource.BinarySI),
-	}
+	s.Capacity = Capacity(f.MaxPods)
 	s.Allocatable = s.Capacity.DeepCopy()
 	now := metav1.Now()
 	for _, c := range []struct {
@@ -303,6 +298,17 @@ func (a *Agent) status() v1.NodeStatus {
 		ContainerRuntimeVersion: f.Runtime, KernelVersion: kernel(), OSImage: osImage(), MachineID: line("/etc/machine-id"),
 		SystemUUID: line("/sys/class/dmi/id/product_uuid"), BootID: f.BootID}
 	return s
+}
+
+// Capacity is what a node has: all of the machine, each node anew. Nothing is
+// set aside, so that it is also what Pods may have.
+func Capacity(maxPods int64) v1.ResourceList {
+	return v1.ResourceList{
+		v1.ResourceCPU:              *resource.NewQuantity(int64(runtime.NumCPU()), resource.DecimalSI),
+		v1.ResourceMemory:           *resource.NewQuantity(memory(), resource.BinarySI),
+		v1.ResourcePods:             *resource.NewQuantity(maxPods, resource.DecimalSI),
+		v1.ResourceEphemeralStorage: *resource.NewQuantity(disk(), resource.BinarySI),
+	}
 }
 
 func memory() int64 {

@@ -48,6 +48,9 @@ type Config struct {
 	// Runtimes are all that may hold containers of this node, as of now.
 	Runtimes func() []runtime.Runtime
 	DNS      podspec.DNS
+	// Allocatable is what Pods may have of the node, which the downward API tells
+	// containers without limits.
+	Allocatable v1.ResourceList
 	// Unrouted returns when no data plane sends new connections to the Pod any
 	// more, or when ctx ends. It may be nil.
 	Unrouted func(ctx context.Context, pod *v1.Pod) error

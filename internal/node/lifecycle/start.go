@@ -78,7 +78,7 @@ func (w *worker) start(ctx context.Context, c *container) time.Duration {
 		return retry
 	}
 	spec, err := podspec.Build(ctx, w.pod, c.spec, podspec.Facts{NodeName: cfg.Node, HostIPs: cfg.HostIPs, PodIPs: w.ips(),
-		Services: services, Objects: cfg.Objects}, w.volumes, podspec.Files{Hosts: w.path("etc-hosts"), ResolvConf: w.path("resolv.conf"), TerminationLog: term})
+		Services: services, Objects: cfg.Objects, Allocatable: cfg.Allocatable}, w.volumes, podspec.Files{Hosts: w.path("etc-hosts"), ResolvConf: w.path("resolv.conf"), TerminationLog: term})
 	if err != nil {
 		if ctx.Err() == nil {
 			w.waiting(c, "CreateContainerConfigError", err)

@@ -84,7 +84,7 @@ type container struct {
 func newWorker(m *Manager, pod *v1.Pod, states []runtime.State) *worker {
 	w := &worker{m: m, uid: pod.UID, namespace: pod.Namespace, name: pod.Name, dir: filepath.Join(m.cfg.Dir, string(pod.UID)),
 		wake: make(chan struct{}, 1), next: pod, states: states}
-	w.vols = volumes.New(filepath.Join(w.dir, "volumes"), m.cfg.Objects)
+	w.vols = volumes.New(filepath.Join(w.dir, "volumes"), m.cfg.Objects, m.cfg.Allocatable)
 	each(pod, func(c *v1.Container, init bool) {
 		w.ctrs = append(w.ctrs, &container{spec: c, init: init, sidecar: init && isSidecar(c)})
 	})

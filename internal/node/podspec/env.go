@@ -35,6 +35,9 @@ type Facts struct {
 	PodIPs   []netip.Addr
 	Services []*v1.Service // of the Pod's namespace and default/kubernetes
 	Objects  Objects
+	// Allocatable is what Pods may have of the node: the limit of containers that
+	// have none, as far as a resourceFieldRef is concerned.
+	Allocatable v1.ResourceList
 }
 
 // Environment resolves a container's variables in the order upstream does:
@@ -162,9 +165,11 @@ func valueFrom(ctx context.Context, pod *v1.Pod, c *v1.Container, from *v1.EnvVa
 		value, err = field(pod, from.FieldRef.FieldPath, f)
 	case from.ResourceFieldRef != nil:
 		if name := from.ResourceFieldRef.ContainerName; name == "" || name == c.Name {
+			c = c.DeepCopy()
+			resource.MergeContainerResourceLimits(c, f.Allocatable)
 			value, err = resource.ExtractContainerResourceValue(from.ResourceFieldRef, c)
 		} else {
-			value, err = resource.ExtractResourceValueByContainerName(from.ResourceFieldRef, pod, name)
+			value, err = resource.ExtractResourceValueByContainerNameAndNodeAllocatable(from.ResourceFieldRef, pod, name, f.Allocatable)
 		}
 	case from.ConfigMapKeyRef != nil:
 		ref := from.ConfigMapKeyRef

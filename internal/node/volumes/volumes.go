@@ -27,13 +27,16 @@ import (
 type Volumes struct {
 	dir     string
 	objects *Objects
-	tokens  map[string]token // by volume and path
-	mu      sync.Mutex
+	// allocatable is the limit of containers that have none.
+	allocatable v1.ResourceList
+	tokens      map[string]token // by volume and path
+	mu          sync.Mutex
 }
 
-// New keeps a Pod's volumes below dir.
-func New(dir string, objects *Objects) *Volumes {
-	return &Volumes{dir: dir, objects: objects, tokens: map[string]token{}}
+// New keeps a Pod's volumes below dir. allocatable is what Pods may have of the
+// node: the downward API's limit for containers that have none.
+func New(dir string, objects *Objects, allocatable v1.ResourceList) *Volumes {
+	return &Volumes{dir: dir, objects: objects, allocatable: allocatable, tokens: map[string]token{}}
 }
 
 // Volume is one of them, ready.
@@ -96,7 +99,7 @@ func (vs *Volumes) setup(ctx context.Context, pod *v1.Pod, v *v1.Volume) (Volume
 		mode = or(v.Secret.DefaultMode, mode)
 		err = vs.secret(ctx, pod, v.Secret.SecretName, v.Secret.Items, isTrue(v.Secret.Optional), mode, files)
 	case v.DownwardAPI != nil:
-		err = downward(pod, v.DownwardAPI.Items, or(v.DownwardAPI.DefaultMode, mode), files)
+		err = vs.downward(pod, v.DownwardAPI.Items, or(v.DownwardAPI.DefaultMode, mode), files)
 	case v.Projected != nil:
 		mode = or(v.Projected.DefaultMode, mode)
 		for _, s := range v.Projected.Sources {
@@ -106,7 +109,7 @@ func (vs *Volumes) setup(ctx context.Context, pod *v1.Pod, v *v1.Volume) (Volume
 			case s.Secret != nil:
 				err = errors.Join(err, vs.secret(ctx, pod, s.Secret.Name, s.Secret.Items, isTrue(s.Secret.Optional), mode, files))
 			case s.DownwardAPI != nil:
-				err = errors.Join(err, downward(pod, s.DownwardAPI.Items, mode, files))
+				err = errors.Join(err, vs.downward(pod, s.DownwardAPI.Items, mode, files))
 			case s.ServiceAccountToken != nil:
 				err = errors.Join(err, vs.serviceAccountToken(ctx, pod, v.Name, s.ServiceAccountToken, files))
 			default:
@@ -172,7 +175,7 @@ func pick(kind, name string, data map[string][]byte, items []v1.KeyToPath, optio
 	return nil
 }
 
-func downward(pod *v1.Pod, items []v1.DownwardAPIVolumeFile, mode int32, files map[string]file) error {
+func (vs *Volumes) downward(pod *v1.Pod, items []v1.DownwardAPIVolumeFile, mode int32, files map[string]file) error {
 	for _, it := range items {
 		var text string
 		var err error
@@ -180,7 +183,7 @@ func downward(pod *v1.Pod, items []v1.DownwardAPIVolumeFile, mode int32, files m
 		case it.FieldRef != nil:
 			text, err = fieldpath.ExtractFieldPathAsString(pod, it.FieldRef.FieldPath)
 		case it.ResourceFieldRef != nil:
-			text, err = resource.ExtractResourceValueByContainerName(it.ResourceFieldRef, pod, it.ResourceFieldRef.ContainerName)
+			text, err = resource.ExtractResourceValueByContainerNameAndNodeAllocatable(it.ResourceFieldRef, pod, it.ResourceFieldRef.ContainerName, vs.allocatable)
 		}
 		if err != nil {
 			return err
