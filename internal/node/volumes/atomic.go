@@ -2,6 +2,7 @@ package volumes
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -22,8 +23,8 @@ type file struct {
 //	dir/key -> ..data/key
 //
 // which is the layout that upstream's kubelet makes and programs watch for. It
-// writes nothing if nothing has changed.
-func writeAtomic(dir string, files map[string]file, group *int64) error {
+// writes nothing if nothing has changed, and leaves what was there if it fails.
+func writeAtomic(dir string, files map[string]file, group *int64) (err error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
@@ -35,6 +36,11 @@ func writeAtomic(dir string, files map[string]file, group *int64) error {
 	if err != nil {
 		return err
 	}
+	defer func() {
+		if err != nil {
+			os.RemoveAll(next) //nolint:errcheck // the first error says more
+		}
+	}()
 	if err := os.Chmod(next, 0o755); err != nil {
 		return err
 	}
@@ -64,7 +70,6 @@ func writeAtomic(dir string, files map[string]file, group *int64) error {
 			return err
 		}
 	}
-	old, _ := os.Readlink(data)
 	tmp := filepath.Join(dir, "..data_tmp")
 	os.Remove(tmp) //nolint:errcheck // usually there is none
 	if err := os.Symlink(filepath.Base(next), tmp); err != nil {
@@ -73,6 +78,12 @@ func writeAtomic(dir string, files map[string]file, group *int64) error {
 	if err := os.Rename(tmp, data); err != nil {
 		return err
 	}
+	return tidy(dir, tops, filepath.Base(next))
+}
+
+// tidy makes the names in dir those of the volume's files and directories, and
+// removes all data but the present.
+func tidy(dir string, tops map[string]bool, present string) error {
 	for top := range tops {
 		if _, err := os.Lstat(filepath.Join(dir, top)); os.IsNotExist(err) {
 			if err := os.Symlink("..data/"+top, filepath.Join(dir, top)); err != nil {
@@ -84,15 +95,17 @@ func writeAtomic(dir string, files map[string]file, group *int64) error {
 	if err != nil {
 		return err
 	}
+	var errs []error
 	for _, e := range ents {
-		if n := e.Name(); !strings.HasPrefix(n, "..") && !tops[n] {
+		switch n := e.Name(); {
+		case n == "..data", n == present, tops[n]:
+		case strings.HasPrefix(n, ".."): // of before, or of a process that was killed here
+			errs = append(errs, os.RemoveAll(filepath.Join(dir, n)))
+		default:
 			os.Remove(filepath.Join(dir, n)) //nolint:errcheck // a name that went; its data is gone already
 		}
 	}
-	if old != "" {
-		return os.RemoveAll(filepath.Join(dir, old))
-	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // same tells whether data holds exactly these files.
