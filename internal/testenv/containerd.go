@@ -108,45 +108,68 @@ state = %q
 			t.Fatal("containerd does not come up")
 		}
 	}
-	web := image(t, []string{"docker.io/library/" + WebImage}, []string{"/bin/busybox", "httpd", "-f", "-p", "80", "-h", "/www"})
-	pause := image(t, []string{"fairway.dev/pause:1"}, []string{"/bin/busybox", "sleep", "1000000"})
-	for i, tarball := range [][]byte{web, pause} {
-		path := filepath.Join(dir, fmt.Sprintf("image-%d.tar", i))
-		if err := os.WriteFile(path, tarball, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		out, err := exec.Command("ctr", "--address", socket, "--namespace", "k8s.io", "images", "import", "--snapshotter", "native", path).CombinedOutput()
-		if err != nil {
-			t.Fatalf("import an image: %v\n%s", err, out)
-		}
-	}
+	load(t, socket, image(t, imageConfig{Cmd: []string{"/bin/busybox", "httpd", "-f", "-p", "80", "-h", "/www"}}, busybox(t), "docker.io/library/"+WebImage))
+	load(t, socket, image(t, imageConfig{Cmd: []string{"/bin/busybox", "sleep", "1000000"}}, busybox(t), "fairway.dev/pause:1"))
 	return socket
 }
 
-// image makes an image of one layer, busybox and a page, in docker's archive
-// format.
-func image(t testing.TB, names, cmd []string) []byte {
+// ProgramImage gives a Containerd an image that holds a static program as its
+// entry point, at the root, and nothing else.
+func ProgramImage(t testing.TB, socket, name, program string) {
+	t.Helper()
+	b, err := os.ReadFile(program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	base := filepath.Base(program)
+	load(t, socket, image(t, imageConfig{Entrypoint: []string{"/" + base}}, []tarFile{{base, b, 0o755}}, name))
+}
+
+// load imports an image where the cri plugin looks for it.
+func load(t testing.TB, socket string, tarball []byte) {
+	t.Helper()
+	cmd := exec.Command("ctr", "--address", socket, "--namespace", "k8s.io", "images", "import", "--snapshotter", "native", "-")
+	cmd.Stdin = bytes.NewReader(tarball)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("import an image: %v\n%s", err, out)
+	}
+}
+
+// imageConfig is the "config" of an OCI image configuration.
+type imageConfig struct {
+	Entrypoint, Cmd, Env []string `json:",omitempty"`
+}
+
+// busybox are the files of an image with busybox and a page.
+func busybox(t testing.TB) []tarFile {
 	t.Helper()
 	path, err := exec.LookPath("busybox")
 	if err != nil {
 		t.Fatal(err)
 	}
-	busybox, err := os.ReadFile(path)
+	program, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	dir := func(name string) tarFile { return tarFile{name: name, mode: 0o755 | 1<<30} }
-	layer := archive(t, []tarFile{dir("bin/"), {"bin/busybox", busybox, 0o755}, {"bin/sh", nil, 0}, {"bin/cat", nil, 0}, {"bin/hostname", nil, 0},
-		dir("www/"), {"www/index.html", []byte("welcome\n"), 0o644}, dir("etc/"), {"etc/passwd", []byte("root:x:0:0:root:/:/bin/sh\n"), 0o644}, dir("proc/"), dir("sys/"), dir("dev/"), dir("tmp/")})
+	return []tarFile{dir("bin/"), {"bin/busybox", program, 0o755}, {"bin/sh", nil, 0}, {"bin/cat", nil, 0}, {"bin/hostname", nil, 0},
+		dir("www/"), {"www/index.html", []byte("welcome\n"), 0o644}, dir("etc/"), {"etc/passwd", []byte("root:x:0:0:root:/:/bin/sh\n"), 0o644}, dir("proc/"), dir("sys/"), dir("dev/"), dir("tmp/")}
+}
+
+// image makes an image of one layer in docker's archive format.
+func image(t testing.TB, cfg imageConfig, files []tarFile, name string) []byte {
+	t.Helper()
+	cfg.Env = []string{"PATH=/bin"}
+	layer := archive(t, files)
 	sum := sha256.Sum256(layer)
 	config, err := json.Marshal(map[string]any{
-		"architecture": runtime.GOARCH, "os": "linux", "config": map[string]any{"Cmd": cmd, "Env": []string{"PATH=/bin"}},
+		"architecture": runtime.GOARCH, "os": "linux", "config": cfg,
 		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{"sha256:" + hex.EncodeToString(sum[:])}},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	manifest, err := json.Marshal([]map[string]any{{"Config": "config.json", "RepoTags": names, "Layers": []string{"layer.tar"}}})
+	manifest, err := json.Marshal([]map[string]any{{"Config": "config.json", "RepoTags": []string{name}, "Layers": []string{"layer.tar"}}})
 	if err != nil {
 		t.Fatal(err)
 	}
