@@ -41,6 +41,7 @@ const (
 func (c *container) command(t *testing.T, id string, spec *corev1.Container) *exec.Cmd {
 	t.Helper()
 	args := []string{"--address", c.socket, "--namespace", "k8s.io", "run", "--rm", "--snapshotter", "native",
+		"--cgroup", "/" + c.cgroup() + "/" + id,
 		"--with-ns", "network:/run/netns/" + c.node.NS.Name(),
 		"--mount", "type=bind,src=" + c.config + ",dst=" + configMountDir + ",options=rbind:ro"}
 	sec := spec.SecurityContext
@@ -74,6 +75,19 @@ func (c *container) command(t *testing.T, id string, spec *corev1.Container) *ex
 		args = append(args, strings.ReplaceAll(a, "$(NODE_NAME)", "node-1"))
 	}
 	return exec.Command("ctr", args...)
+}
+
+// cgroup is the parent of the containers' cgroups.
+func (c *container) cgroup() string { return c.node.NS.Name() }
+
+// removeCgroups removes what runc leaves of it, in all hierarchies.
+func (c *container) removeCgroups() {
+	for _, dir := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
+		list, _ := filepath.Glob(dir + c.cgroup())
+		for _, d := range list {
+			os.Remove(d)
+		}
+	}
 }
 
 // mayRaiseLimits reports whether CAP_SYS_RESOURCE (linux/capability.h) can be
@@ -162,6 +176,7 @@ oomScoreAdj: 0
 			t.Fatal(err)
 		}
 	}
+	t.Cleanup(c.removeCgroups)
 	c.socket = testenv.Containerd(t, c.node.NS)
 	program := build(t, "image")
 	c.entry = "/" + filepath.Base(program)
