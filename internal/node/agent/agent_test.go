@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -113,9 +114,9 @@ func TestPodCIDRsAreForGood(t *testing.T) {
 func TestRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client := fake.NewClientset()
-		away := false
+		var away atomic.Bool
 		client.PrependReactor("*", "*", func(clienttesting.Action) (bool, runtime.Object, error) {
-			return away, nil, errors.New("no API here")
+			return away.Load(), nil, errors.New("no API here")
 		})
 		a := newAgent(client)
 		if err := a.Register(t.Context()); err != nil {
@@ -148,10 +149,10 @@ func TestRun(t *testing.T) {
 			t.Errorf("a deleted lease was made again %v ago", age())
 		}
 		synctest.Wait()
-		away = true
+		away.Store(true)
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		away = false
+		away.Store(false)
 		n := get(t, client)
 		for i := range n.Status.Conditions {
 			n.Status.Conditions[i].Status = v1.ConditionUnknown

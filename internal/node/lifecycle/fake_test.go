@@ -45,7 +45,7 @@ func newBench(t *testing.T) *bench {
 		Dial:     func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("no network here") },
 		Services: func(context.Context, string) ([]*v1.Service, error) { return nil, nil },
 		RuntimeFor: func(image string) (runtime.Runtime, error) {
-			if image != "host" {
+			if !strings.HasPrefix(image, "host") {
 				return nil, errors.New("no runtime for images")
 			}
 			return b.rt, nil
@@ -222,7 +222,7 @@ func (f *fakeRuntime) Start(_ context.Context, s *runtime.Sandbox, c *runtime.Co
 		f.note("cannot start %s", c.Name)
 		return runtime.State{}, errors.New("executable file not found")
 	}
-	f.note("start %s", c.Name)
+	f.note("start %s%s", c.Name, strings.TrimPrefix(c.Image, "host"))
 	f.serial++
 	st := runtime.State{ID: fmt.Sprintf("fake://%d", f.serial), SandboxUID: s.UID, Name: c.Name, Attempt: c.Attempt, Running: true, StartedAt: time.Now()}
 	f.running[st.ID] = &fakeContainer{state: st, done: make(chan struct{})}

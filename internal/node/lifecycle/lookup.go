@@ -98,6 +98,16 @@ func (m *Manager) worker(namespace, pod string) (*worker, error) {
 	return w, nil
 }
 
+// runtimeOf is the runtime of a container, nil if it is not there.
+func (m *Manager) runtimeOf(id string) runtime.Runtime {
+	for _, rt := range m.cfg.Runtimes() {
+		if strings.HasPrefix(id, rt.Scheme()+"://") {
+			return rt
+		}
+	}
+	return nil
+}
+
 // life is the context of what outlives a round: it ends with the Manager's Run.
 func (m *Manager) life() context.Context {
 	m.mu.Lock()

@@ -117,7 +117,7 @@ func (w *worker) start(ctx context.Context, c *container) time.Duration {
 		c.restarts = max(c.restarts+1, int32(attempt))
 	}
 	c.rt, c.id, c.attempt, c.running, c.began, c.exit = rt, st.ID, attempt, true, st.StartedAt, nil
-	c.reason, c.message, c.kill = "", "", ""
+	c.reason, c.message, c.kill, c.again = "", "", "", false
 	c.user, c.imageRef = st.User, st.Digest
 	c.started, c.ready = c.spec.StartupProbe == nil, false
 	if c.started && c.spec.ReadinessProbe == nil {

@@ -31,6 +31,9 @@ func (w *worker) grace() time.Duration {
 	return time.Duration(*s) * time.Second
 }
 
+// imageChanged is why a container is ended that is to have another image.
+const imageChanged = "image"
+
 // killMarked ends the running attempts that a probe or hook has condemned;
 // their exits start new ones.
 func (w *worker) killMarked(ctx context.Context) {
@@ -49,6 +52,8 @@ func (w *worker) killMarked(ctx context.Context) {
 			p = c.spec.StartupProbe
 		case "FailedPostStartHook":
 			why, p = "FailedPostStartHook", nil
+		case imageChanged:
+			why, p = "definition changed", nil
 		}
 		grace := w.grace()
 		if p != nil && p.TerminationGracePeriodSeconds != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -117,6 +118,23 @@ func (w *worker) advance(ctx context.Context) time.Duration {
 	return wait
 }
 
+// takeImages has containers started again whose image has changed, which is all
+// that may change of one in place. The caller holds w.mu.
+func (w *worker) takeImages() {
+	each(w.pod, func(spec *v1.Container, init bool) {
+		i := slices.IndexFunc(w.ctrs, func(c *container) bool { return c.spec.Name == spec.Name && !c.ephemeral })
+		if i < 0 || w.ctrs[i].spec.Image == spec.Image {
+			return
+		}
+		c := w.ctrs[i]
+		c.spec.Image = spec.Image
+		c.backoff, c.image = 0, 0 // the new one has not failed yet
+		if c.running && (!init || c.sidecar) {
+			c.kill, c.again = imageChanged, true
+		}
+	})
+}
+
 // view is a container's state at one moment.
 type view struct {
 	running, started, ended bool
@@ -147,7 +165,7 @@ func (w *worker) mainsBegun() bool {
 
 // restarts tells whether a container that has ended is to be started again.
 func (w *worker) restarts(c *container, code int) bool {
-	if c.sidecar {
+	if c.sidecar || c.again {
 		return true
 	}
 	if c.ephemeral {

@@ -52,7 +52,7 @@ type worker struct {
 // container is one of the Pod's, through all its attempts. Fields are guarded
 // by the worker's mu.
 type container struct {
-	spec      *v1.Container
+	spec      *v1.Container // a copy: its image may change
 	init      bool
 	sidecar   bool
 	ephemeral bool   // added to the running Pod (`kubectl debug`), see ephemeral.go
@@ -75,6 +75,7 @@ type container struct {
 	imageAt         time.Time
 	kill            string // why the running attempt must end
 	doomed          bool   // is being stopped for good
+	again           bool   // is to be started again whatever the restart policy
 	stopProbes      context.CancelFunc
 	logs            []string // paths, newest last
 	user            *runtime.UserInfo
@@ -86,7 +87,7 @@ func newWorker(m *Manager, pod *v1.Pod, states []runtime.State) *worker {
 		wake: make(chan struct{}, 1), next: pod, states: states}
 	w.vols = volumes.New(filepath.Join(w.dir, "volumes"), m.cfg.Objects, m.cfg.Allocatable)
 	each(pod, func(c *v1.Container, init bool) {
-		w.ctrs = append(w.ctrs, &container{spec: c, init: init, sidecar: init && isSidecar(c)})
+		w.ctrs = append(w.ctrs, &container{spec: c.DeepCopy(), init: init, sidecar: init && isSidecar(c)})
 	})
 	return w
 }
@@ -162,6 +163,7 @@ func (w *worker) run(ctx context.Context) {
 		w.mu.Lock()
 		w.pod = w.next
 		w.takeEphemeral()
+		w.takeImages()
 		gone := w.isGone
 		ending := gone || w.pod.DeletionTimestamp != nil
 		w.interrupt = cancel
@@ -228,8 +230,8 @@ func (w *worker) restore(ctx context.Context) {
 			if st.Name != c.spec.Name || c.id != "" && st.Attempt < c.attempt {
 				continue
 			}
-			rt, err := w.m.cfg.RuntimeFor(c.spec.Image)
-			if err != nil {
+			rt := w.m.runtimeOf(st.ID)
+			if rt == nil {
 				continue
 			}
 			c.rt, c.id, c.attempt, c.began, c.user, c.imageRef = rt, st.ID, st.Attempt, st.StartedAt, st.User, st.Digest
@@ -246,6 +248,9 @@ func (w *worker) restore(ctx context.Context) {
 			c.running = true
 			if i := slices.IndexFunc(statuses, func(s v1.ContainerStatus) bool { return s.Name == c.spec.Name }); i >= 0 {
 				c.started, c.ready = statuses[i].Started != nil && *statuses[i].Started, statuses[i].Ready
+				if image := statuses[i].Image; image != c.spec.Image && (c.main() || c.sidecar) {
+					c.kill, c.again = imageChanged, true // while no process was there to see
+				}
 			}
 			w.follow(ctx, c)
 		}

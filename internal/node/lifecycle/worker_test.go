@@ -274,3 +274,58 @@ func TestEphemeral(t *testing.T) {
 		}
 	})
 }
+
+// A container whose image is changed in place is started again with it, whatever
+// the restart policy; one that cannot have its image gets another chance at once.
+func TestImageChanged(t *testing.T) {
+	inBubble(t, func(t *testing.T, b *bench) {
+		spec := v1.PodSpec{RestartPolicy: v1.RestartPolicyNever, TerminationGracePeriodSeconds: ptr.To(int64(3)), InitContainers: containers("i"), Containers: containers("a", "b")}
+		spec.Containers[1].Image = "none"
+		p := b.pod("p", spec)
+		b.rt.end("i", 0)
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if got := b.rt.said(); got != "sandbox, start i, start a" {
+			t.Fatalf("at first: %s", got)
+		}
+		change := func(i int, image string) {
+			p = p.DeepCopy()
+			p.Spec.Containers[i].Image = image
+			b.tell(p)
+			time.Sleep(time.Second)
+			synctest.Wait()
+		}
+		change(1, "host")
+		if got := b.rt.said(); got != "start b" {
+			t.Errorf("with an image that there is: %s", got)
+		}
+		change(0, "host:2")
+		if got := b.rt.said(); got != "stop a 3s, start a:2" {
+			t.Errorf("with another image: %s", got)
+		}
+		s := b.get("p").Status
+		if cs := s.ContainerStatuses[0]; s.Phase != v1.PodRunning || cs.RestartCount != 1 || cs.State.Running == nil || cs.Image != "host:2" || s.ContainerStatuses[1].RestartCount != 0 {
+			t.Errorf("status %+v", s)
+		}
+		if said := strings.Join(b.seen(), "\n"); !strings.Contains(said, "Normal Killing Container a definition changed, will be restarted") {
+			t.Errorf("events:\n%s", said)
+		}
+		b.restart(func() { p = p.DeepCopy(); p.Spec.Containers[0].Image = "host:3" })
+		now := b.get("p")
+		now.Spec = p.Spec
+		b.tell(now)
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if got := b.rt.said(); got != "stop a 3s, start a:3" {
+			t.Errorf("changed while nobody looked: %s", got)
+		}
+		// Only this once: the restart policy is what it was.
+		b.rt.end("a", 1)
+		b.rt.end("b", 0)
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if got := b.rt.said(); got != "remove sandbox" || b.get("p").Status.Phase != v1.PodFailed {
+			t.Errorf("when it fails: %s, %s", got, b.get("p").Status.Phase)
+		}
+	})
+}
