@@ -329,3 +329,20 @@ func TestImageChanged(t *testing.T) {
 		}
 	})
 }
+
+// A Pod ends with its own containers: an ephemeral one that runs on is stopped.
+func TestEphemeralEndsWithThePod(t *testing.T) {
+	inBubble(t, func(t *testing.T, b *bench) {
+		p := b.pod("p", v1.PodSpec{RestartPolicy: v1.RestartPolicyNever, Containers: containers("c")}).DeepCopy()
+		p.Spec.EphemeralContainers = []v1.EphemeralContainer{{EphemeralContainerCommon: v1.EphemeralContainerCommon{Name: "e", Image: "host", Command: []string{"e"}}}}
+		b.tell(p)
+		b.rt.said()
+		b.rt.end("c", 0)
+		time.Sleep(time.Second)
+		synctest.Wait()
+		s := b.get("p").Status
+		if got := b.rt.said(); got != "stop e 30s, remove sandbox" || s.Phase != v1.PodSucceeded || s.EphemeralContainerStatuses[0].State.Terminated == nil {
+			t.Errorf("%s; %+v", got, s)
+		}
+	})
+}
