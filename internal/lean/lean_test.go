@@ -1,6 +1,7 @@
 package lean
 
 import (
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -25,26 +26,32 @@ c000000000-c000400000 rw-p 00000000 00:00 0
 	}
 }
 
-func TestIsBusy(t *testing.T) {
+func TestIsSmall(t *testing.T) {
 	for _, tc := range []struct {
 		was  bool
 		rate float64
+		live uint64
 		want bool
 	}{
-		{false, 0, false}, {false, busyRate, false}, {false, busyRate + 1, true},
-		{true, busyRate, true}, {true, idleRate + 1, true}, {true, idleRate, false},
+		{true, 0, 0, true}, {true, busyRate, largeHeap, true},
+		{true, busyRate + 1, 0, false}, {true, 0, largeHeap + 1, false},
+		{false, idleRate + 1, 0, false}, {false, 0, largeHeap, false}, {false, idleRate, largeHeap * 3 / 4, true},
 	} {
-		if got := isBusy(tc.was, tc.rate); got != tc.want {
-			t.Errorf("was busy %v, allocates %v a second: %v, want %v", tc.was, tc.rate, got, tc.want)
+		if got := isSmall(tc.was, tc.rate, tc.live); got != tc.want {
+			t.Errorf("was small %v, allocates %v a second, holds %d: %v, want %v", tc.was, tc.rate, tc.live, got, tc.want)
 		}
 	}
 }
 
-func TestAllocated(t *testing.T) {
-	before := allocated()
+func TestRead(t *testing.T) {
+	before := read(allocs)
 	keep := make([]byte, 1<<20)
-	if after := allocated(); after-before < uint64(len(keep)) {
+	if after := read(allocs); after-before < uint64(len(keep)) {
 		t.Errorf("%d bytes more after allocating %d", after-before, len(keep))
+	}
+	runtime.GC()
+	if read(live) == 0 {
+		t.Error("no byte is in use")
 	}
 }
 
