@@ -26,8 +26,8 @@ import (
 // GOGC: by how many percent the heap may grow before it is collected.
 const (
 	// Starting leaves what lasts among the garbage of its making; the less of
-	// that there is, the denser the heap for good. Half as much would save 5 MB of
-	// 180, for a fifth more processor time until all is ready.
+	// that there is, the denser the heap for good. Half as much would save some
+	// 10 MB of 120, for a sixth more processor time until all is ready.
 	startPercent = 100
 	busyPercent  = 100
 	idlePercent  = 25
