@@ -29,44 +29,41 @@ func sayName(c net.PacketConn) {
 	}
 }
 
-// setDNS sets a UDP Service with the endpoints given by number; service is
-// false to set the endpoints alone.
-func (c *cluster) setDNS(service bool, which ...int) {
-	port, name, udp := int32(5353), "", corev1.ProtocolUDP
-	if service {
-		c.api.Set(fakeapi.Services, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "dns"},
-			Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeNodePort, ClusterIP: "10.96.0.53", ClusterIPs: []string{"10.96.0.53"},
-				Ports: []corev1.ServicePort{{Port: 53, NodePort: 30053, Protocol: corev1.ProtocolUDP}}}})
+// flows is a Service of UDP or SCTP.
+type flows struct {
+	name, ip   string
+	protocol   corev1.Protocol
+	port       corev1.ServicePort
+	targetPort int32
+}
+
+var (
+	dnsFlows  = flows{"dns", "10.96.0.53", corev1.ProtocolUDP, corev1.ServicePort{Port: 53, NodePort: 30053, Protocol: corev1.ProtocolUDP}, 5353}
+	sctpFlows = flows{"sctp", "10.96.0.132", corev1.ProtocolSCTP, corev1.ServicePort{Port: 80, Protocol: corev1.ProtocolSCTP}, 8080}
+)
+
+// setService sets the Service.
+func (f flows) setService(c *cluster) {
+	typ := corev1.ServiceTypeClusterIP
+	if f.port.NodePort != 0 {
+		typ = corev1.ServiceTypeNodePort
 	}
+	c.api.Set(fakeapi.Services, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: f.name},
+		Spec: corev1.ServiceSpec{Type: typ, ClusterIP: f.ip, ClusterIPs: []string{f.ip}, Ports: []corev1.ServicePort{f.port}}})
+}
+
+// setEndpoints sets the endpoints given by number.
+func (f flows) setEndpoints(c *cluster, which ...int) {
+	var name string
 	sl := &discoveryv1.EndpointSlice{
-		ObjectMeta:  metav1.ObjectMeta{Namespace: "ns", Name: "dns-x", Labels: map[string]string{discoveryv1.LabelServiceName: "dns"}},
-		AddressType: discoveryv1.AddressTypeIPv4, Ports: []discoveryv1.EndpointPort{{Name: &name, Port: &port, Protocol: &udp}},
+		ObjectMeta:  metav1.ObjectMeta{Namespace: "ns", Name: f.name + "-x", Labels: map[string]string{discoveryv1.LabelServiceName: f.name}},
+		AddressType: discoveryv1.AddressTypeIPv4, Ports: []discoveryv1.EndpointPort{{Name: &name, Port: &f.targetPort, Protocol: &f.protocol}},
 	}
 	for _, i := range which {
 		sl.Endpoints = append(sl.Endpoints, discoveryv1.Endpoint{Addresses: []string{endpointIP(i)}})
 	}
 	c.api.Set(fakeapi.EndpointSlices, sl)
 }
-
-// setSCTP is setDNS for a Service of SCTP.
-func (c *cluster) setSCTP(service bool, which ...int) {
-	port, name, sctp := int32(8080), "", corev1.ProtocolSCTP
-	if service {
-		c.api.Set(fakeapi.Services, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "sctp"},
-			Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeClusterIP, ClusterIP: sctpIP, ClusterIPs: []string{sctpIP},
-				Ports: []corev1.ServicePort{{Port: 80, Protocol: sctp}}}})
-	}
-	sl := &discoveryv1.EndpointSlice{
-		ObjectMeta:  metav1.ObjectMeta{Namespace: "ns", Name: "sctp-x", Labels: map[string]string{discoveryv1.LabelServiceName: "sctp"}},
-		AddressType: discoveryv1.AddressTypeIPv4, Ports: []discoveryv1.EndpointPort{{Name: &name, Port: &port, Protocol: &sctp}},
-	}
-	for _, i := range which {
-		sl.Endpoints = append(sl.Endpoints, discoveryv1.Endpoint{Addresses: []string{endpointIP(i)}})
-	}
-	c.api.Set(fakeapi.EndpointSlices, sl)
-}
-
-const sctpIP = "10.96.0.132"
 
 // flow is a client that sends from one socket without a pause.
 type flow struct {
@@ -133,11 +130,12 @@ func TestUDPFlows(t *testing.T) {
 			t.Fatalf("answered by %q without a Service", got)
 		}
 	}
-	c.setDNS(true, 0)
+	dnsFlows.setService(c)
+	dnsFlows.setEndpoints(c, 0)
 	both("first endpoint", 0)
 
 	// Another endpoint comes: flows under way stay.
-	c.setDNS(false, 0, 1)
+	dnsFlows.setEndpoints(c, 0, 1)
 	for range 50 {
 		for _, f := range []*flow{cluster, port} {
 			if got := f.ask(); got != endpointIP(0) && got != "" { // a busy machine may be late
@@ -145,20 +143,20 @@ func TestUDPFlows(t *testing.T) {
 			}
 		}
 	}
-	c.setDNS(false, 1)
+	dnsFlows.setEndpoints(c, 1)
 	both("its endpoint is gone", 1)
-	c.setDNS(false)
+	dnsFlows.setEndpoints(c)
 	for deadline := time.Now().Add(30 * time.Second); cluster.ask() != "" || port.ask() != ""; {
 		if time.Now().After(deadline) {
 			t.Fatal("still answered though no endpoint is left")
 		}
 	}
-	c.setDNS(false, 2)
+	dnsFlows.setEndpoints(c, 2)
 	both("an endpoint again", 2)
 
 	// The same while no proxy is there to see it.
 	p.stop(syscall.SIGKILL)
-	c.setDNS(false, 3)
+	dnsFlows.setEndpoints(c, 3)
 	both("without a proxy, by what it left", 2)
 	p = c.start(t, binary)
 	both("after a start", 3)
@@ -196,7 +194,7 @@ func TestSCTPFlows(t *testing.T) {
 	program := build(t, "one")
 	p := c.start(t, program)
 	client := c.client.ListenPacket(t, "ip4:132", "0.0.0.0")
-	to := &net.IPAddr{IP: net.ParseIP(sctpIP)}
+	to := &net.IPAddr{IP: net.ParseIP(sctpFlows.ip)}
 	ask := func() int { // who gets the packet, or -1
 		for len(arrived) > 0 {
 			<-arrived
@@ -224,18 +222,19 @@ func TestSCTPFlows(t *testing.T) {
 	if got := ask(); got >= 0 {
 		t.Fatalf("endpoint %d was reached without a Service", got)
 	}
-	c.setSCTP(true, 0)
+	sctpFlows.setService(c)
+	sctpFlows.setEndpoints(c, 0)
 	leadsTo("first endpoint", 0)
-	c.setSCTP(false, 0, 1)
+	sctpFlows.setEndpoints(c, 0, 1)
 	for range 50 {
 		if got := ask(); got > 0 {
 			t.Fatalf("the flow moved to endpoint %d though its endpoint serves", got)
 		}
 	}
-	c.setSCTP(false, 1)
+	sctpFlows.setEndpoints(c, 1)
 	leadsTo("its endpoint is gone", 1)
 	p.stop(syscall.SIGKILL)
-	c.setSCTP(false, 2)
+	sctpFlows.setEndpoints(c, 2)
 	leadsTo("without a proxy, by what it left", 1)
 	p = c.start(t, program)
 	leadsTo("after a start", 2)
