@@ -124,6 +124,7 @@ func security(pod *v1.Pod, c *v1.Container, out *runtime.Container) {
 			out.SupplementalGroups = append(out.SupplementalGroups, *p.FSGroup)
 		}
 		out.NonRoot = p.RunAsNonRoot != nil && *p.RunAsNonRoot
+		out.Seccomp = p.SeccompProfile
 	}
 	s := c.SecurityContext
 	if s == nil {
@@ -137,6 +138,9 @@ func security(pod *v1.Pod, c *v1.Container, out *runtime.Container) {
 	}
 	if s.RunAsNonRoot != nil {
 		out.NonRoot = *s.RunAsNonRoot
+	}
+	if s.SeccompProfile != nil {
+		out.Seccomp = s.SeccompProfile
 	}
 	out.Privileged = s.Privileged != nil && *s.Privileged
 	out.ReadOnlyRoot = s.ReadOnlyRootFilesystem != nil && *s.ReadOnlyRootFilesystem

@@ -116,16 +116,18 @@ func TestLimitsOf(t *testing.T) {
 }
 
 func TestSecurity(t *testing.T) {
-	p := &v1.Pod{Spec: v1.PodSpec{SecurityContext: &v1.PodSecurityContext{RunAsUser: ptr.To(int64(1)), RunAsGroup: ptr.To(int64(2)), SupplementalGroups: []int64{3}, FSGroup: ptr.To(int64(4)), RunAsNonRoot: ptr.To(true)}}}
+	p := &v1.Pod{Spec: v1.PodSpec{SecurityContext: &v1.PodSecurityContext{RunAsUser: ptr.To(int64(1)), RunAsGroup: ptr.To(int64(2)), SupplementalGroups: []int64{3}, FSGroup: ptr.To(int64(4)), RunAsNonRoot: ptr.To(true),
+		SeccompProfile: &v1.SeccompProfile{Type: v1.SeccompProfileTypeRuntimeDefault}}}}
 	var got runtime.Container
 	security(p, &v1.Container{}, &got)
-	if *got.User != 1 || *got.Group != 2 || !slices.Equal(got.SupplementalGroups, []int64{3, 4}) || !got.NonRoot || got.Privileged {
+	if *got.User != 1 || *got.Group != 2 || !slices.Equal(got.SupplementalGroups, []int64{3, 4}) || !got.NonRoot || got.Privileged || got.Seccomp.Type != v1.SeccompProfileTypeRuntimeDefault {
 		t.Errorf("from the Pod: %+v", got)
 	}
 	got = runtime.Container{}
 	security(p, &v1.Container{SecurityContext: &v1.SecurityContext{RunAsUser: ptr.To(int64(0)), RunAsNonRoot: ptr.To(false), Privileged: ptr.To(true), ReadOnlyRootFilesystem: ptr.To(true),
-		AllowPrivilegeEscalation: ptr.To(false), Capabilities: &v1.Capabilities{Add: []v1.Capability{"NET_ADMIN"}, Drop: []v1.Capability{"ALL"}}}}, &got)
-	if *got.User != 0 || *got.Group != 2 || got.NonRoot || !got.Privileged || !got.ReadOnlyRoot || !got.NoNewPrivs || !slices.Equal(got.AddCaps, []string{"NET_ADMIN"}) || !slices.Equal(got.DropCaps, []string{"ALL"}) {
+		AllowPrivilegeEscalation: ptr.To(false), SeccompProfile: &v1.SeccompProfile{Type: v1.SeccompProfileTypeUnconfined}, Capabilities: &v1.Capabilities{Add: []v1.Capability{"NET_ADMIN"}, Drop: []v1.Capability{"ALL"}}}}, &got)
+	if *got.User != 0 || *got.Group != 2 || got.NonRoot || !got.Privileged || !got.ReadOnlyRoot || !got.NoNewPrivs || !slices.Equal(got.AddCaps, []string{"NET_ADMIN"}) || !slices.Equal(got.DropCaps, []string{"ALL"}) ||
+		got.Seccomp.Type != v1.SeccompProfileTypeUnconfined {
 		t.Errorf("the container's wins: %+v", got)
 	}
 	got = runtime.Container{}

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	v1 "k8s.io/api/core/v1"
 
 	"fairway.dev/fairway/internal/node/cgroup"
 )
@@ -89,8 +90,10 @@ type Container struct {
 	NoNewPrivs         bool
 	ReadOnlyRoot       bool
 	AddCaps, DropCaps  []string // without "CAP_"; "ALL" for every one
-	Limits             cgroup.Limits
-	OOMScoreAdj        int
+	// Seccomp is nil for every system call. The process runtime does without.
+	Seccomp     *v1.SeccompProfile
+	Limits      cgroup.Limits
+	OOMScoreAdj int
 }
 
 // State is how a container is doing.

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+	v1 "k8s.io/api/core/v1"
 	api "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"fairway.dev/fairway/internal/node/runtime"
@@ -75,6 +76,19 @@ func (r *Runtime) namespacesOf(s *runtime.Sandbox, c *runtime.Container) *api.Na
 	return ns
 }
 
+// seccompDir is where a kubelet looks for the profiles of type Localhost.
+const seccompDir = "/var/lib/kubelet/seccomp"
+
+func seccomp(p *v1.SeccompProfile) *api.SecurityProfile {
+	switch {
+	case p != nil && p.Type == v1.SeccompProfileTypeRuntimeDefault:
+		return &api.SecurityProfile{ProfileType: api.SecurityProfile_RuntimeDefault}
+	case p != nil && p.Type == v1.SeccompProfileTypeLocalhost && p.LocalhostProfile != nil:
+		return &api.SecurityProfile{ProfileType: api.SecurityProfile_Localhost, LocalhostRef: filepath.Join(seccompDir, *p.LocalhostProfile)}
+	}
+	return &api.SecurityProfile{ProfileType: api.SecurityProfile_Unconfined}
+}
+
 // containerConfig is a container in the CRI's words.
 func (r *Runtime) containerConfig(s *runtime.Sandbox, c *runtime.Container) (*api.ContainerConfig, error) {
 	log, err := filepath.Rel(s.LogDir, c.LogPath)
@@ -94,7 +108,7 @@ func (r *Runtime) containerConfig(s *runtime.Sandbox, c *runtime.Container) (*ap
 				NamespaceOptions: r.namespacesOf(s, c), Privileged: c.Privileged, RunAsUser: int64Value(c.User), RunAsGroup: int64Value(c.Group),
 				SupplementalGroups: c.SupplementalGroups, ReadonlyRootfs: c.ReadOnlyRoot, NoNewPrivs: c.NoNewPrivs,
 				Capabilities: &api.Capability{AddCapabilities: c.AddCaps, DropCapabilities: c.DropCaps},
-				Seccomp:      &api.SecurityProfile{ProfileType: api.SecurityProfile_Unconfined},
+				Seccomp:      seccomp(c.Seccomp),
 			},
 		},
 	}

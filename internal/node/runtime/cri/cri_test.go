@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	v1 "k8s.io/api/core/v1"
 	api "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/utils/ptr"
 
@@ -81,6 +82,23 @@ func TestSandboxConfig(t *testing.T) {
 	s.JoinNetNS = "fw-x-node-1"
 	if got := r.config(s).Hostname; got != "node-1" {
 		t.Errorf("hostname on a simulated node: %q", got)
+	}
+}
+
+func TestSeccomp(t *testing.T) {
+	for _, test := range []struct {
+		profile *v1.SeccompProfile
+		want    api.SecurityProfile_ProfileType
+		file    string
+	}{
+		{nil, api.SecurityProfile_Unconfined, ""},
+		{&v1.SeccompProfile{Type: v1.SeccompProfileTypeUnconfined}, api.SecurityProfile_Unconfined, ""},
+		{&v1.SeccompProfile{Type: v1.SeccompProfileTypeRuntimeDefault}, api.SecurityProfile_RuntimeDefault, ""},
+		{&v1.SeccompProfile{Type: v1.SeccompProfileTypeLocalhost, LocalhostProfile: ptr.To("a/b.json")}, api.SecurityProfile_Localhost, "/var/lib/kubelet/seccomp/a/b.json"},
+	} {
+		if got := seccomp(test.profile); got.ProfileType != test.want || got.LocalhostRef != test.file {
+			t.Errorf("%v: %v", test.profile, got)
+		}
 	}
 }
 
