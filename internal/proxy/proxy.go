@@ -77,8 +77,6 @@ func (p *Proxy) Run(ctx context.Context) error {
 	if err := p.serve(ctx, &wg); err != nil {
 		return err
 	}
-	sub := p.cfg.Source.Subscribe(p.cfg.NodeName)
-	defer sub.Close()
 	release, err := p.lock(ctx)
 	if err != nil {
 		if ctx.Err() != nil {
@@ -87,6 +85,8 @@ func (p *Proxy) Run(ctx context.Context) error {
 		return err
 	}
 	defer release()
+	sub := p.cfg.Source.Subscribe(p.cfg.NodeName)
+	defer sub.Close()
 	wg.Go(func() { p.flows.run(ctx) })
 	l := loop{Proxy: p, start: time.Now(), table: state.NewTable(p.cfg.view(nil)), pending: pending{replace: true}}
 	l.checks = health.NewServices(p.listen, p.health.Healthy, p.log)
@@ -145,7 +145,7 @@ type loop struct {
 	node      *source.Node
 	cidrs     []netip.Prefix
 	facts     state.NodeFacts
-	factsSet  bool
+	complete  bool // all that there is has been taken in once
 	pending   pending
 	retry     time.Duration
 	lastDrift time.Time
@@ -178,12 +178,12 @@ func (l *loop) run(ctx context.Context, sub *source.Subscription) {
 			return
 		case <-sub.Changed():
 			l.take(sub.Take())
-			if l.retry > 0 {
-				continue // the retry takes it along
+			if !l.complete || l.retry > 0 {
+				continue // there is more to come; or the retry takes it along
 			}
 		case b := <-l.barriers:
 			l.pending.barriers = append(l.pending.barriers, b)
-			if !l.factsSet || l.retry > 0 {
+			if !l.complete || l.retry > 0 {
 				continue // the first sync, or the retry, takes it along
 			}
 			l.take(sub.Take())
@@ -219,9 +219,11 @@ func (l *loop) run(ctx context.Context, sub *source.Subscription) {
 
 // take brings news into the table.
 func (l *loop) take(c source.Changes) {
-	now := time.Now()
-	l.health.Queued()
-	l.metrics.queued(now)
+	l.complete = l.complete || c.Complete
+	if l.complete {
+		l.health.Queued()
+		l.metrics.queued(time.Now())
+	}
 	l.metrics.svcTotal.Add(float64(len(c.Services)))
 	l.metrics.slicesTotal.Add(float64(len(c.Slices)))
 	l.metrics.svcPending.Set(float64(len(c.Services)))
@@ -251,13 +253,12 @@ func (l *loop) take(c source.Changes) {
 			l.pending.triggers = append(l.pending.triggers, trigger{s.New.Trigger, s.New.V6})
 		}
 	}
-	l.factsSet = true
 }
 
 // sync makes the kernel hold the table and then does what hangs on it.
 func (l *loop) sync(ctx context.Context) error {
-	if !l.factsSet {
-		return nil // nothing has been read yet
+	if !l.complete {
+		return nil // not all has been read yet
 	}
 	start := time.Now()
 	if f := l.cfg.facts(l.node, l.cidrs); !l.first || !f.Equal(l.facts) {
