@@ -85,6 +85,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 		return err
 	}
 	defer release()
+	// Not before: a proxy that waits would collect the changes of all that time.
 	sub := p.cfg.Source.Subscribe(p.cfg.NodeName)
 	defer sub.Close()
 	wg.Go(func() { p.flows.run(ctx) })
@@ -145,7 +146,7 @@ type loop struct {
 	node      *source.Node
 	cidrs     []netip.Prefix
 	facts     state.NodeFacts
-	complete  bool // all that there is has been taken in once
+	factsSet  bool
 	pending   pending
 	retry     time.Duration
 	lastDrift time.Time
@@ -178,12 +179,12 @@ func (l *loop) run(ctx context.Context, sub *source.Subscription) {
 			return
 		case <-sub.Changed():
 			l.take(sub.Take())
-			if !l.complete || l.retry > 0 {
-				continue // there is more to come; or the retry takes it along
+			if l.retry > 0 {
+				continue // the retry takes it along
 			}
 		case b := <-l.barriers:
 			l.pending.barriers = append(l.pending.barriers, b)
-			if !l.complete || l.retry > 0 {
+			if !l.factsSet || l.retry > 0 {
 				continue // the first sync, or the retry, takes it along
 			}
 			l.take(sub.Take())
@@ -219,11 +220,9 @@ func (l *loop) run(ctx context.Context, sub *source.Subscription) {
 
 // take brings news into the table.
 func (l *loop) take(c source.Changes) {
-	l.complete = l.complete || c.Complete
-	if l.complete {
-		l.health.Queued()
-		l.metrics.queued(time.Now())
-	}
+	now := time.Now()
+	l.health.Queued()
+	l.metrics.queued(now)
 	l.metrics.svcTotal.Add(float64(len(c.Services)))
 	l.metrics.slicesTotal.Add(float64(len(c.Slices)))
 	l.metrics.svcPending.Set(float64(len(c.Services)))
@@ -253,12 +252,13 @@ func (l *loop) take(c source.Changes) {
 			l.pending.triggers = append(l.pending.triggers, trigger{s.New.Trigger, s.New.V6})
 		}
 	}
+	l.factsSet = true
 }
 
 // sync makes the kernel hold the table and then does what hangs on it.
 func (l *loop) sync(ctx context.Context) error {
-	if !l.complete {
-		return nil // not all has been read yet
+	if !l.factsSet {
+		return nil // nothing has been read yet
 	}
 	start := time.Now()
 	if f := l.cfg.facts(l.node, l.cidrs); !l.first || !f.Equal(l.facts) {

@@ -261,38 +261,6 @@ func TestFirstSync(t *testing.T) {
 	})
 }
 
-// TestIncomplete: what has been read of the API is no reason to touch the
-// kernel before all has been.
-func TestIncomplete(t *testing.T) {
-	const n = 3000
-	b := newBed(t, func(cfg *Config, _ *fakeKernel, api *fakeapi.Server) {
-		api.Refuse(fakeapi.Nodes, http.StatusServiceUnavailable)
-		for i := range n {
-			api.Set(fakeapi.Services, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "many", Name: fmt.Sprint(i)},
-				Spec: corev1.ServiceSpec{ClusterIP: fmt.Sprintf("10.97.%d.%d", i/250, i%250), Ports: []corev1.ServicePort{{Port: 80, Protocol: corev1.ProtocolTCP}}}})
-		}
-	})
-	src := b.proxy.cfg.Source
-	b.until("Services are read", func() bool { services, _ := src.Counts(); return services == n+1 })
-	time.Sleep(100 * time.Millisecond) // for what must not happen
-	if got := b.kernel.takeCalls(); got != "" {
-		t.Errorf("calls before all has been read: %s", got)
-	}
-	if code, _ := b.get(b.healthz, "/healthz"); code != http.StatusServiceUnavailable {
-		t.Errorf("/healthz answers %d before anything is programmed, want 503", code)
-	}
-	b.api.Refuse(fakeapi.Nodes, 0)
-	<-b.proxy.Synced()
-	if got := b.kernel.takeCalls(); got != "configure, replace" {
-		t.Errorf("the first calls are %s; want configure, replace", got)
-	}
-	b.kernel.mu.Lock()
-	defer b.kernel.mu.Unlock()
-	if len(b.kernel.table) != n+1 {
-		t.Errorf("%d frontends, want %d", len(b.kernel.table), n+1)
-	}
-}
-
 func TestChangesRideTogether(t *testing.T) {
 	b := newBed(t, nil)
 	<-b.proxy.Synced()

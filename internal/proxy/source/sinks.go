@@ -118,7 +118,7 @@ func (k nodeSink) del(key objectKey) {
 // tell gives a Node to its own subscribers only.
 func (k nodeSink) tell(name string, n *Node) {
 	for sub := range k.s.subs {
-		if sub.node == name {
+		if sub.started && sub.node == name {
 			sub.pending.Node, sub.pending.NodeChanged = n, true
 			sub.wake()
 		}

@@ -107,7 +107,7 @@ func start[T any](ctx context.Context, wg *sync.WaitGroup, s *Source, k kind[T],
 }
 
 // Changes is a batch of news for one subscriber, in the order in which they
-// happened. What there is already counts as news: it is told first, in one batch or more.
+// happened. The first batch is everything that there is.
 type Changes struct {
 	Services []ServiceChange
 	Slices   []SliceChange
@@ -117,8 +117,6 @@ type Changes struct {
 	// ServiceCIDRs are all there are, sorted, if CIDRsChanged is set.
 	ServiceCIDRs []netip.Prefix
 	CIDRsChanged bool
-	// Complete is set in one batch: with it, all that there is has been told.
-	Complete bool
 	// Oldest is when the first of these arrived here.
 	Oldest time.Time
 }
@@ -140,22 +138,18 @@ type Subscription struct {
 	node    string
 	notify  chan struct{}
 	pending Changes // guarded by source.mu
+	started bool
 }
 
-// portion is how many changes are told at once while the Source still reads
-// what there is.
-const portion = 1024
-
-// Subscribe registers a node's proxy. It is told at once what has been read
-// already, and the rest as it is read.
+// Subscribe registers a node's proxy. Nothing is told before the Source is
+// synced; then the first batch holds everything.
 func (s *Source) Subscribe(nodeName string) *Subscription {
 	sub := &Subscription{source: s, node: nodeName, notify: make(chan struct{}, 1)}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.subs[sub] = struct{}{}
-	sub.fill()
 	if len(s.waiting) == 0 {
-		sub.complete()
+		sub.fill()
 	}
 	return sub
 }
@@ -179,9 +173,11 @@ func (sub *Subscription) Close() {
 	delete(sub.source.subs, sub)
 }
 
-// fill tells of the Services and slices that have been read; source.mu is held.
+// fill makes the first batch; source.mu is held.
 func (sub *Subscription) fill() {
-	s, c := sub.source, &sub.pending
+	s := sub.source
+	sub.started = true
+	c := &sub.pending
 	c.Services = make([]ServiceChange, 0, len(s.services))
 	for n, svc := range s.services {
 		c.Services = append(c.Services, ServiceChange{n, svc})
@@ -190,25 +186,14 @@ func (sub *Subscription) fill() {
 	for _, sl := range s.slices {
 		c.Slices = append(c.Slices, SliceChange{nil, sl})
 	}
-}
-
-// complete tells the rest of what there is, which may be that there is none;
-// source.mu is held.
-func (sub *Subscription) complete() {
-	s, c := sub.source, &sub.pending
 	c.Node, c.NodeChanged = s.nodes[sub.node], true
 	c.ServiceCIDRs, c.CIDRsChanged = s.allCIDRs(), true
-	c.Complete = true
 	sub.wake()
 }
 
 func (sub *Subscription) wake() {
-	c := &sub.pending
-	if c.Oldest.IsZero() {
-		c.Oldest = time.Now()
-	}
-	if len(sub.source.waiting) > 0 && len(c.Services)+len(c.Slices) < portion {
-		return
+	if sub.pending.Oldest.IsZero() {
+		sub.pending.Oldest = time.Now()
 	}
 	select {
 	case sub.notify <- struct{}{}:
@@ -216,16 +201,18 @@ func (sub *Subscription) wake() {
 	}
 }
 
-// tell gives every subscriber a change; s.mu is held.
+// tell gives every started subscriber a change; s.mu is held.
 func (s *Source) tell(add func(*Changes)) {
 	for sub := range s.subs {
-		add(&sub.pending)
-		sub.wake()
+		if sub.started {
+			add(&sub.pending)
+			sub.wake()
+		}
 	}
 }
 
-// readInFull notes that a kind has been; after the last one the subscribers are
-// told that they know all.
+// readInFull notes that a kind has been; after the last one the subscribers get
+// their first batch.
 func (s *Source) readInFull(kind string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -238,7 +225,7 @@ func (s *Source) readInFull(kind string) {
 		return
 	}
 	for sub := range s.subs {
-		sub.complete()
+		sub.fill()
 	}
 	close(s.synced)
 }

@@ -2,7 +2,6 @@ package source
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -210,45 +209,6 @@ func TestRefusals(t *testing.T) {
 	}
 	w.api.Refuse(fakeapi.Services, 0)
 	w.until("first batch after the trouble", func() bool { return len(w.services) == 1 })
-}
-
-// TestPortions: what is there is told while it is read, and the end of it is
-// told as such.
-func TestPortions(t *testing.T) {
-	const n = 3 * portion
-	w := newWorld(t, func(api *fakeapi.Server) {
-		api.Refuse(fakeapi.Nodes, http.StatusServiceUnavailable)
-		for i := range n {
-			s := fullService()
-			s.Name = fmt.Sprintf("s-%d", i)
-			api.Set(fakeapi.Services, s)
-		}
-	})
-	complete := 0
-	w.until("Services while the Nodes cannot be read", func() bool {
-		if w.last.Complete {
-			t.Fatal("complete without the Nodes")
-		}
-		return len(w.services) > n-portion
-	})
-	w.api.Set(fakeapi.Nodes, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node-1"}})
-	w.api.Refuse(fakeapi.Nodes, 0)
-	w.until("the end of it", func() bool {
-		if w.last.Complete {
-			complete++
-		}
-		return complete > 0
-	})
-	if len(w.services) != n || w.node == nil {
-		t.Errorf("complete with %d Services of %d and Node %v", len(w.services), n, w.node)
-	}
-	w.setService("later", 80)
-	w.until("a change after that", func() bool {
-		if w.last.Complete && w.has("later", 80)() {
-			t.Error("complete a second time")
-		}
-		return w.has("later", 80)()
-	})
 }
 
 // TestOnlyPermitted: nothing is asked for that the ClusterRole
