@@ -115,7 +115,10 @@ func BenchmarkChange(b *testing.B) {
 			})
 		}
 		run("replace", func(n int) state.Diff {
-			return state.Diff{Set: []*state.Frontend{oneOfMany(n*7919%l.services, l.backends, n+1)}}
+			f := oneOfMany(n*7919%l.services, l.backends, 0)
+			b := &f.Backends[0].Addr // another one in each round over the Services
+			*b = netip.AddrPortFrom(b.Addr(), uint16(10000+n/l.services%50000))
+			return state.Diff{Set: []*state.Frontend{f}}
 		})
 		run("grow", func(n int) state.Diff {
 			return state.Diff{Set: []*state.Frontend{oneOfMany(5, l.backends+1+n%2, 0)}}
