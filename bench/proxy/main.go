@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"syscall"
@@ -79,6 +80,7 @@ func run(ctx context.Context, binary, sizes string, o options) error {
 			return fmt.Errorf("%v: %w", s, err)
 		}
 		fmt.Println(r.row())
+		debug.FreeOSMemory() // what this load has left must not cost the next one
 	}
 	fmt.Print(`
 cold start: from the start of the process, with nothing in the kernel, to the
