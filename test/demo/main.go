@@ -9,6 +9,8 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
+	"net"
 	"os"
 	"os/signal"
 	"syscall"
@@ -21,14 +23,22 @@ func main() {
 	d := &demo{out: console.New(os.Stdout)}
 	flag.StringVar(&d.fairway, "fairway", "bin/fairway", "the fairway program")
 	flag.StringVar(&d.examples, "examples", "examples", "the folder of examples")
-	flag.StringVar(&d.dataDir, "data-dir", "/var/lib/fairway-demo", "the instance's data directory")
+	flag.StringVar(&d.dataDir, "data-dir", ownDir, "the instance's data directory")
 	down := flag.Bool("down", os.Getenv("CI") == "true", "take everything down at the end (default: when CI=true)")
 	flag.Parse()
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	// A name of its own in the kernel, which goes with the process.
+	alone, err := net.Listen("unix", "@fairway-demo")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "another demo is at work on this machine: wait for its end")
+		os.Exit(1)
+	}
+	defer alone.Close()
 	start := time.Now()
-	err := d.run(ctx)
+	d.clear(ctx)
+	err = d.run(ctx)
 	if err != nil {
 		d.out.Printf("\n%s %v\n", d.out.Red("✗"), err)
 	}
@@ -48,6 +58,19 @@ func main() {
 	if !*down {
 		d.farewell()
 	}
+}
+
+// ownDir is the data directory that is nobody's but the demo's.
+const ownDir = "/var/lib/fairway-demo"
+
+// clear takes down what an earlier demo has left running. If it cannot, the
+// start that follows says what is in the way.
+func (d *demo) clear(ctx context.Context) {
+	if _, err := os.Stat(ownDir); d.dataDir != ownDir || errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	d.out.Printf("The demo before this one is taken down first.\n")
+	_ = d.command(ctx, os.Stdout, "down", "--purge", "--data-dir", ownDir)
 }
 
 // run is the whole story.
