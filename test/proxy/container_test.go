@@ -1,7 +1,6 @@
 package proxy_test
 
 import (
-	"bufio"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -115,22 +114,11 @@ func (c *container) run(t *testing.T, id string, spec *corev1.Container) *proces
 	if err != nil {
 		t.Fatal(err)
 	}
-	ready := make(chan struct{})
-	p := &process{cmd: cmd, exited: make(chan error, 1), ready: ready}
+	p := &process{cmd: cmd, exited: make(chan error, 1)}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	go func() {
-		for in := bufio.NewScanner(out); in.Scan(); {
-			p.mu.Lock()
-			p.log = append(p.log, in.Text())
-			p.mu.Unlock()
-			if strings.Contains(in.Text(), "msg=programmed ") {
-				close(ready)
-			}
-		}
-		p.exited <- cmd.Wait()
-	}()
+	p.follow(out)
 	t.Cleanup(func() { c.kill(id); <-p.exited })
 	p.await(t, "")
 	return p

@@ -151,10 +151,18 @@ func (c *cluster) launch(t *testing.T, binary string) *process {
 	if err := c.node.NS.Do(cmd.Start); err != nil {
 		t.Fatal(err)
 	}
+	p.follow(errOut)
+	t.Cleanup(func() { p.stop(syscall.SIGKILL) })
+	return p
+}
+
+// follow keeps what the started process logs, and notes when it is ready and
+// when it ends.
+func (p *process) follow(log io.Reader) {
 	ready := make(chan struct{})
+	p.ready = ready
 	go func() {
-		in := bufio.NewScanner(errOut)
-		for in.Scan() {
+		for in := bufio.NewScanner(log); in.Scan(); {
 			p.mu.Lock()
 			p.log = append(p.log, in.Text())
 			p.mu.Unlock()
@@ -162,11 +170,8 @@ func (c *cluster) launch(t *testing.T, binary string) *process {
 				close(ready)
 			}
 		}
-		p.exited <- cmd.Wait()
+		p.exited <- p.cmd.Wait()
 	}()
-	t.Cleanup(func() { p.stop(syscall.SIGKILL) })
-	p.ready = ready
-	return p
 }
 
 // await waits until the log says so, or the process is ready if it says nothing.
