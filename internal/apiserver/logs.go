@@ -17,7 +17,7 @@ var klogOnce sync.Once
 // process, so the first Server's logger gets it all.
 func routeKlog(logger *slog.Logger) {
 	klogOnce.Do(func() {
-		klog.SetSlogLogger(slog.New(quietHandler{logger.With("part", "apiserver").Handler()}))
+		klog.SetSlogLogger(slog.New(quietHandler{logger.Handler()}))
 		// The server's own requests may use deprecated APIs; nobody is to be told.
 		rest.SetDefaultWarningHandler(rest.NoWarnings{})
 	})

@@ -61,6 +61,9 @@ const (
 	minRetry  = 100 * time.Millisecond
 	maxRetry  = 30 * time.Second
 	driftPace = time.Second
+	// nodeGrace is how long a Node may be missing before that is worth a
+	// warning: a kubelet makes it a moment after it has begun.
+	nodeGrace = 10 * time.Second
 )
 
 // Run works, once, until ctx ends and returns when everything it started has stopped.
@@ -151,6 +154,8 @@ type loop struct {
 	retry     time.Duration
 	lastDrift time.Time
 	first     bool
+	// noNode fires when a Node that is missing should have come.
+	noNode <-chan time.Time
 }
 
 // pending is what has to follow once the kernel holds the table; it outlives
@@ -201,6 +206,11 @@ func (l *loop) run(ctx context.Context, sub *source.Subscription) {
 			l.lastDrift = time.Now()
 			l.log.Warn("somebody else changed what is programmed, putting it right")
 			l.pending.replace = true
+		case <-l.noNode:
+			if l.node == nil {
+				l.log.Warn("there is no Node of this name; topology and health checks miss it", "name", l.cfg.NodeName)
+			}
+			continue
 		case <-retry.C:
 			l.lastDrift = time.Now()
 			l.checks.Retry()
@@ -232,7 +242,7 @@ func (l *loop) take(c source.Changes) {
 		l.table.SetView(l.cfg.view(c.Node))
 		l.health.SetEligible(c.Node != nil && !c.Node.Leaving)
 		if c.Node == nil {
-			l.log.Warn("there is no Node of this name; topology and health checks miss it", "node", l.cfg.NodeName)
+			l.noNode = time.After(nodeGrace)
 		}
 	}
 	if c.CIDRsChanged {

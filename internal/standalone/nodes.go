@@ -113,7 +113,7 @@ func (s *system) runNode(ctx context.Context, h node.Handle, planes *countdown) 
 	}
 	if !s.opts.Host {
 		part("announce", func(ctx context.Context) error {
-			return announce.Run(ctx, announce.Options{NodeName: h.Name, NetNS: h.NetNS, Shared: s.speakers, Logger: log.With("part", "announce")})
+			return announce.Run(ctx, announce.Options{NodeName: h.Name, NetNS: h.NetNS, Shared: s.speakers, Logger: s.log.With("part", "announce")})
 		})
 	}
 	<-ctx.Done()

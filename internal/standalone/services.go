@@ -91,7 +91,14 @@ func (s *system) startSpeakers() error {
 	if s.speakers, err = announce.NewShared(config, s.log.With("part", "announce")); err != nil {
 		return err
 	}
-	s.background("announce", s.speakers.Run)
+	s.background("announce", func(ctx context.Context) error {
+		select {
+		case <-s.pools: // a watch of a kind that is not there fails, and comes back late
+			return s.speakers.Run(ctx)
+		case <-ctx.Done():
+			return nil
+		}
+	})
 	return nil
 }
 
@@ -104,6 +111,7 @@ func (s *system) installPools(ctx context.Context) (string, error) {
 	if err := v1alpha1.Install(ctx, admin); err != nil {
 		return "", err
 	}
+	close(s.pools)
 	pools, err := v1alpha1.NewClient(admin)
 	if err != nil {
 		return "", err

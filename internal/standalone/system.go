@@ -36,6 +36,8 @@ type system struct {
 	planes dataPlanes
 	// speakers is what the nodes' announcers share.
 	speakers *announce.Shared
+	// pools is closed once the API knows of address pools.
+	pools chan struct{}
 
 	// stops are undone from the last to the first.
 	stops []func()

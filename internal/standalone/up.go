@@ -51,7 +51,7 @@ func Up(ctx context.Context, o Options, p *Progress) (err error) {
 	if err := checkRanges(network, Prefix(o.DataDir)); err != nil {
 		return err
 	}
-	sys := &system{opts: o, net: network, log: log, progress: p,
+	sys := &system{opts: o, net: network, log: log, progress: p, pools: make(chan struct{}),
 		inst: Instance{Options: o, PID: os.Getpid(), Started: time.Now()}}
 	log.Info("starting", "dataDir", o.DataDir, "nodes", o.Nodes, "version", version.Get().Version)
 	p.Printf("%s  %s\n\n", p.Bold("Fairway "+version.Get().Version), p.Faint("in "+o.DataDir))

@@ -3,6 +3,7 @@ package etcd
 import (
 	"context"
 	"log/slog"
+	"slices"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -45,11 +46,18 @@ func (c slogCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.Chec
 	return ce
 }
 
-// notYet is what a new store says, as an error, until its first snapshot.
-const notYet = "failed to update storage version"
+// harmless are messages that etcd calls warnings or errors and that say nothing
+// to whoever runs Fairway.
+var harmless = []string{
+	// A new store says these until its first snapshot.
+	"failed to update storage version",
+	"Failed to detect schema version",
+	// It has no users of its own: nobody outside the process can connect.
+	"simple token is not cryptographically signed",
+}
 
 func (c slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
-	if e.Message == notYet {
+	if slices.Contains(harmless, e.Message) {
 		c.logger.Debug(e.Message, slogArgs(fields)...)
 		return nil
 	}
