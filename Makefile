@@ -54,9 +54,17 @@ lint: ## gofmt, go vet, staticcheck
 	$(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./...
 
+.PHONY: test-kube-proxy
+test-kube-proxy: ## from kube-proxy to Fairway's proxy and back, under load (needs root, nft and iptables; builds kube-proxy)
+	@FAIRWAY_KUBE_PROXY=$$(scripts/kube-proxy) CGO_ENABLED=0 go test ./test/proxy -run TestFromKubeProxyAndBack -count=1 -v
+
 .PHONY: bench-proxy
 bench-proxy: ## measure the proxy at five sizes of cluster (needs root)
 	@bench/proxy.sh
+
+.PHONY: bench-kube-proxy
+bench-kube-proxy: ## the same for kube-proxy beside it, and the ratios (needs root and nft; ten minutes)
+	@bench/kube-proxy.sh
 
 .PHONY: bench-dns
 bench-dns: ## compare DNS with CoreDNS: questions per second, latency, memory (needs root)

@@ -19,6 +19,7 @@ import (
 )
 
 type result struct {
+	program         program
 	size            size
 	cold, restart   []time.Duration
 	coldCPU         time.Duration
@@ -36,9 +37,17 @@ func (r *result) row() string {
 		ratio = fmt.Sprintf("%.2f (%.0f µs)", float64(quantile(r.through, .5))/float64(quantile(r.direct, .5)), float64(quantile(r.direct, .5))/1e3)
 	}
 	ms := func(d time.Duration) float64 { return float64(d) / 1e6 }
-	return fmt.Sprintf("| %v | %.2f (%.2f) | %d (%d) | %.2f (%.2f) | %.2f | %.2f | %.2f | %d | %s |",
-		r.size, quantile(r.cold, .5).Seconds(), r.coldCPU.Seconds(), r.rss>>20, r.peak>>20, quantile(r.restart, .5).Seconds(), r.restartCPU.Seconds(),
+	return fmt.Sprintf("| %s %v | %.2f (%.2f) | %d (%d) | %.2f (%.2f) | %.2f | %.2f | %.2f | %d | %s |",
+		r.program.name, r.size, quantile(r.cold, .5).Seconds(), r.coldCPU.Seconds(), r.rss>>20, r.peak>>20, quantile(r.restart, .5).Seconds(), r.restartCPU.Seconds(),
 		ms(quantile(r.changes, .5)), ms(quantile(r.changes, .99)), ms(r.cpuPerChange), r.kernel>>20, ratio)
+}
+
+// beside is a row of how many times r's figures another's are.
+func (r *result) beside(o *result) string {
+	times := func(a, b time.Duration) string { return fmt.Sprintf("%.0f ×", float64(b)/float64(a)) }
+	q := func(list []time.Duration) time.Duration { return quantile(list, .5) }
+	return fmt.Sprintf("| ratio | %s | %.1f × | %s | %s | %s | %s | | |", times(q(r.cold), q(o.cold)), float64(o.rss)/float64(r.rss), times(q(r.restart), q(o.restart)),
+		times(q(r.changes), q(o.changes)), times(quantile(r.changes, .99), quantile(o.changes, .99)), times(r.cpuPerChange, o.cpuPerChange))
 }
 
 func quantile(list []time.Duration, q float64) time.Duration {
@@ -50,7 +59,7 @@ func quantile(list []time.Duration, q float64) time.Duration {
 }
 
 // measure does everything for one size.
-func measure(ctx context.Context, binary string, s size, o options) (*result, error) {
+func measure(ctx context.Context, prog program, s size, o options) (*result, error) {
 	dir, err := os.MkdirTemp("", "fairway-bench-")
 	if err != nil {
 		return nil, err
@@ -61,7 +70,7 @@ func measure(ctx context.Context, binary string, s size, o options) (*result, er
 	// This process stands for a machine of its own: it collects its garbage now,
 	// not while the other one works.
 	debug.FreeOSMemory()
-	r := &result{size: s}
+	r := &result{program: prog, size: s}
 
 	// Cold starts, each in a new namespace. The last one is kept.
 	var ns *netns.NS
@@ -93,7 +102,7 @@ func measure(ctx context.Context, binary string, s size, o options) (*result, er
 		if profile != "" {
 			profile = fmt.Sprintf("%s-%v-%d", profile, s, i)
 		}
-		if p, err = start(ctx, ns, binary, kubeconfig, profile, o.verbose); err != nil {
+		if p, err = start(ctx, ns, prog, kubeconfig, profile, o.verbose); err != nil {
 			return nil, err
 		}
 		r.cold = append(r.cold, p.ready)
@@ -103,8 +112,8 @@ func measure(ctx context.Context, binary string, s size, o options) (*result, er
 		if err != nil {
 			return nil, err
 		}
-		if want := s.services * s.endpoints; n < want {
-			return nil, fmt.Errorf("the kernel holds %d elements, fewer than the %d endpoints", n, want)
+		if want := prog.elements(s); n < want {
+			return nil, fmt.Errorf("the kernel holds %d elements, want %d at least", n, want)
 		}
 		time.Sleep(time.Second)
 		r.kernel = kernelMemory() - before
@@ -116,7 +125,7 @@ func measure(ctx context.Context, binary string, s size, o options) (*result, er
 		if profile != "" {
 			profile = fmt.Sprintf("%s-%v-again-%d", profile, s, i)
 		}
-		if p, err = start(ctx, ns, binary, kubeconfig, profile, o.verbose); err != nil {
+		if p, err = start(ctx, ns, prog, kubeconfig, profile, o.verbose); err != nil {
 			return nil, err
 		}
 		r.restart = append(r.restart, p.ready)
@@ -188,7 +197,7 @@ func (r *result) oneByOne(ctx context.Context, ns *netns.NS, api *fakeapi.Server
 		case <-time.After(30 * time.Second):
 			return fmt.Errorf("change %d did not reach the kernel in 30 s", i)
 		}
-		time.Sleep(2 * time.Millisecond)
+		time.Sleep(r.program.pace)
 		for len(done) > 0 {
 			<-done
 		}

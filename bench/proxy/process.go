@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"strconv"
@@ -15,7 +16,7 @@ import (
 	"fairway.dev/fairway/internal/netns"
 )
 
-// process is a running fairway-node proxy.
+// process is a running program.
 type process struct {
 	cmd    *exec.Cmd
 	ready  time.Duration // from start to the complete table
@@ -23,17 +24,10 @@ type process struct {
 	lines  []string
 }
 
-// start runs the binary in a namespace and waits until it says that the table
-// is complete.
-func start(ctx context.Context, ns *netns.NS, binary, kubeconfig, profile string, verbose bool) (*process, error) {
-	args := []string{"proxy", "--kubeconfig", kubeconfig, "--hostname-override", nodeName,
-		"--cluster-cidr", "100.0.0.0/8", "--nodeport-addresses", "primary",
-		// The machine's own limits are not ours to change.
-		"--conntrack-max-per-core", "0", "--conntrack-tcp-timeout-established", "0", "--conntrack-tcp-timeout-close-wait", "0"}
-	if profile != "" {
-		args = append(args, "--startup-profile", profile)
-	}
-	cmd := exec.Command(binary, args...)
+// start runs the program in a namespace and waits until the kernel holds the
+// complete table.
+func start(ctx context.Context, ns *netns.NS, prog program, kubeconfig, profile string, verbose bool) (*process, error) {
+	cmd := exec.Command(prog.path, prog.args(kubeconfig, profile)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -61,26 +55,31 @@ func start(ctx context.Context, ns *netns.NS, binary, kubeconfig, profile string
 		return nil, err
 	}
 	ready := make(chan time.Time, 1)
-	go p.follow(r, ready, verbose)
+	go p.follow(r, prog.sign, ready, verbose)
 	go func() { <-errs }()
+	if prog.sign == "" {
+		go p.poll(ns, ready)
+	}
 	select {
 	case t := <-ready:
 		p.ready = t.Sub(began)
 		return p, nil
 	case <-p.exited:
-		return nil, fmt.Errorf("%s ended: %s", binary, strings.Join(p.lines, "\n"))
+		return nil, fmt.Errorf("%s ended: %s", prog.path, strings.Join(p.lines, "\n"))
 	case <-ctx.Done():
 	case <-time.After(5 * time.Minute):
 	}
 	p.kill()
-	return nil, fmt.Errorf("%s is not ready: %s", binary, strings.Join(p.lines, "\n"))
+	return nil, fmt.Errorf("%s is not ready: %s", prog.path, strings.Join(p.lines, "\n"))
 }
 
-func (p *process) follow(r io.ReadCloser, ready chan<- time.Time, verbose bool) {
+// follow reads what the program logs; a line with the sign in it says that the
+// table is complete.
+func (p *process) follow(r io.ReadCloser, sign string, ready chan<- time.Time, verbose bool) {
 	defer r.Close()
 	in := bufio.NewScanner(r)
 	for in.Scan() {
-		if strings.Contains(in.Text(), "msg=programmed ") {
+		if sign != "" && strings.Contains(in.Text(), sign) {
 			ready <- time.Now()
 		}
 		if verbose {
@@ -103,17 +102,48 @@ func (p *process) memory() (rss, peak int) {
 	return kib(string(b), "VmRSS:") << 10, kib(string(b), "VmHWM:") << 10
 }
 
-// cpu returns the user and system time used so far.
+// poll asks for the metrics that kube-proxy and we have in common, until they
+// say that the rules were programmed for the first time.
+func (p *process) poll(ns *netns.NS, ready chan<- time.Time) {
+	client := http.Client{Timeout: time.Second, Transport: &http.Transport{DialContext: ns.DialContext}}
+	defer client.CloseIdleConnections()
+	for {
+		select {
+		case <-p.exited:
+			return
+		case <-time.After(5 * time.Millisecond):
+		}
+		resp, err := client.Get("http://127.0.0.1:10249/metrics")
+		if err != nil {
+			continue
+		}
+		body, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		// Zero until the first time, then the time in seconds.
+		if _, at, ok := strings.Cut(string(body), "\nkubeproxy_sync_proxy_rules_last_timestamp_seconds"); ok {
+			line, _, _ := strings.Cut(at, "\n")
+			if v, err := strconv.ParseFloat(line[strings.LastIndexByte(line, ' ')+1:], 64); err == nil && v > 0 {
+				ready <- time.Now()
+				return
+			}
+		}
+	}
+}
+
+// cpu returns the user and system time used so far, by the programs it ran too.
 func (p *process) cpu() time.Duration {
 	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
 	_, rest, _ := strings.Cut(string(b), ") ")
 	f := strings.Fields(rest)
-	if len(f) < 13 {
+	if len(f) < 15 {
 		return 0
 	}
-	u, _ := strconv.Atoi(f[11])
-	s, _ := strconv.Atoi(f[12])
-	return time.Duration(u+s) * 10 * time.Millisecond // USER_HZ is 100
+	ticks := 0
+	for _, v := range f[11:15] {
+		n, _ := strconv.Atoi(v)
+		ticks += n
+	}
+	return time.Duration(ticks) * 10 * time.Millisecond // USER_HZ is 100
 }
 
 // kernelMemory returns what the machine's kernel has allocated, in bytes.
