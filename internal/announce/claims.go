@@ -1,28 +1,23 @@
 package announce
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
+
+	corev1 "k8s.io/api/core/v1"
 
 	"fairway.dev/fairway/api/v1alpha1"
 )
-
-// repeats is when an address taken over is announced again, after the first
-// time: one announcement may get lost.
-var repeats = []time.Duration{100 * time.Millisecond, 500 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second}
 
 // claim is an address that this node announces.
 type claim struct {
 	links []int // indices
 	names []string
 	since time.Time
-}
-
-type repeat struct {
-	at   time.Time
-	addr netip.Addr
-	n    int // index in repeats
+	round int // of announcements: those of earlier ones are not repeated any more
 }
 
 // setEntries takes in what is to be announced, by whom.
@@ -89,14 +84,17 @@ func (s *speaker) joined(node string) {
 			s.elect(a, node)
 		}
 	}
-	// It may have answered for ours while it did not hear us.
-	s.announceAgain()
+	if p := s.members.peers[node]; p == nil || !p.clean {
+		// It may have answered for ours while it did not hear us.
+		s.announceAgain()
+	}
 	s.dirty = true
 }
 
 // elect notes who announces an address, and does so if it is this node.
 func (s *speaker) elect(a netip.Addr, winner string) {
 	s.winners[a] = winner
+	s.Monitor.elections.Inc()
 	if winner != s.NodeName {
 		s.withdraw(a)
 		return
@@ -108,10 +106,12 @@ func (s *speaker) elect(a netip.Addr, winner string) {
 func (s *speaker) claim(a netip.Addr) {
 	links := choose(s.links, s.entries[a].Interfaces, a, s.nodes[s.NodeName].addrs)
 	c := s.claims[a]
-	if c == nil {
+	taken := c == nil
+	if taken {
 		c = &claim{since: time.Now()}
 		s.claims[a] = c
 		s.dirty = true
+		s.Monitor.takeovers.Inc()
 		s.logger.Debug("address taken over", "address", a)
 	}
 	var indices []int
@@ -124,7 +124,7 @@ func (s *speaker) claim(a netip.Addr) {
 			fresh = true
 		}
 		if err != nil {
-			s.logger.Warn("cannot announce", "address", a, "link", l.iface.Name, "err", err)
+			s.failed(l, a, err)
 			continue
 		}
 		indices, names = append(indices, l.iface.Index), append(names, l.iface.Name)
@@ -141,8 +141,11 @@ func (s *speaker) claim(a netip.Addr) {
 	}
 	c.links, c.names = indices, names
 	if fresh {
-		s.announce(a, c)
-		s.later(a, 0)
+		s.announceSoon(a, c)
+	}
+	if taken && len(names) > 0 {
+		s.Shared.tell(a, corev1.EventTypeNormal, "AddressAnnounced",
+			fmt.Sprintf("Node %s announces address %s on %s", s.NodeName, a, strings.Join(names, ", ")))
 	}
 }
 
@@ -160,6 +163,7 @@ func (s *speaker) withdraw(a netip.Addr) {
 		return
 	}
 	delete(s.claims, a)
+	s.Monitor.handovers.Inc()
 	for _, i := range c.links {
 		if r := s.responders[keyFor(i, a)]; r != nil {
 			r.Release(a)
@@ -167,53 +171,4 @@ func (s *speaker) withdraw(a netip.Addr) {
 	}
 	s.dirty = true
 	s.logger.Debug("address given up", "address", a)
-}
-
-func (s *speaker) announce(a netip.Addr, c *claim) {
-	for _, i := range c.links {
-		if r := s.responders[keyFor(i, a)]; r != nil {
-			if err := r.Announce(a); err != nil {
-				s.logger.Debug("announce", "address", a, "err", err)
-			}
-		}
-	}
-}
-
-// announceAgain announces everything once more, and later again.
-func (s *speaker) announceAgain() {
-	s.repeating = nil
-	for a, c := range s.claims {
-		s.announce(a, c)
-		s.later(a, 0)
-	}
-}
-
-func (s *speaker) later(a netip.Addr, n int) {
-	if n >= len(repeats) {
-		return
-	}
-	wait := repeats[n]
-	if n > 0 {
-		wait -= repeats[n-1]
-	}
-	r := repeat{at: time.Now().Add(wait), addr: a, n: n}
-	i, _ := slices.BinarySearchFunc(s.repeating, r, func(x, y repeat) int { return x.at.Compare(y.at) })
-	s.repeating = slices.Insert(s.repeating, i, r)
-}
-
-// repeat announces again what is due.
-func (s *speaker) repeat() {
-	now := time.Now()
-	due := 0
-	for due < len(s.repeating) && !s.repeating[due].at.After(now) {
-		due++
-	}
-	list := slices.Clone(s.repeating[:due])
-	s.repeating = slices.Delete(s.repeating, 0, due)
-	for _, r := range list {
-		if c := s.claims[r.addr]; c != nil {
-			s.announce(r.addr, c)
-			s.later(r.addr, r.n+1)
-		}
-	}
 }

@@ -43,10 +43,13 @@ func elect(addr netip.Addr, eligible map[string]struct{}, alive map[string]struc
 	if len(alive) < len(eligible) {
 		small, large = alive, eligible
 	}
-	best := ""
+	best, top := "", uint64(0)
 	for n := range small {
-		if _, ok := large[n]; ok && beats(n, best, addr) {
-			best = n
+		if _, ok := large[n]; !ok {
+			continue
+		}
+		if r := rank(n, addr); best == "" || r > top || r == top && n < best {
+			best, top = n, r
 		}
 	}
 	return best

@@ -84,18 +84,19 @@ type received struct {
 
 // radio sends and receives heartbeats on one of the node's addresses.
 type radio struct {
-	conn   net.PacketConn
-	port   uint16
-	key    []byte
-	local  netip.Addr
-	logger *slog.Logger
-	done   chan struct{}
+	conn    net.PacketConn
+	port    uint16
+	key     []byte
+	local   netip.Addr
+	monitor *Monitor
+	logger  *slog.Logger
+	done    chan struct{}
 }
 
 // tune opens the node's address for heartbeats; what comes in goes to out until
 // close. ns nil is this process's own namespace.
-func tune(ctx context.Context, ns *netns.NS, local netip.Addr, port uint16, key []byte, out chan<- received, logger *slog.Logger) (*radio, error) {
-	r := &radio{port: port, key: key, local: local, logger: logger, done: make(chan struct{})}
+func tune(ctx context.Context, ns *netns.NS, local netip.Addr, port uint16, key []byte, out chan<- received, monitor *Monitor, logger *slog.Logger) (*radio, error) {
+	r := &radio{port: port, key: key, local: local, monitor: monitor, logger: logger, done: make(chan struct{})}
 	address := net.JoinHostPort(local.String(), strconv.Itoa(int(port)))
 	var err error
 	if ns != nil {
@@ -123,6 +124,7 @@ func (r *radio) serve(ctx context.Context, out chan<- received) {
 		}
 		b, err := decode(buf[:n], r.key)
 		if err != nil {
+			r.monitor.refused.WithLabelValues("malformed").Inc()
 			r.logger.Debug("heartbeat refused", "from", from, "err", err)
 			continue
 		}

@@ -29,8 +29,9 @@ type lan struct {
 
 type lanNode struct {
 	*testenv.Host
-	name string
-	stop func()
+	name    string
+	monitor *Monitor
+	stop    func()
 }
 
 const vip4, vip6 = "192.0.2.200", "fd00:2::c8"
@@ -44,7 +45,7 @@ func newLAN(t *testing.T, nodes int) *lan {
 	l.client.AddAddr(t, "br0", "192.0.2.1/24")
 	l.client.AddAddr(t, "br0", "fd00:2::1/64")
 	for i := range nodes {
-		n := &lanNode{Host: testenv.NewHost(t, fmt.Sprint("n", i)), name: fmt.Sprint("node-", i)}
+		n := &lanNode{Host: testenv.NewHost(t, fmt.Sprint("n", i)), name: fmt.Sprint("node-", i), monitor: NewMonitor()}
 		// A link that goes down keeps its addresses, as network managers see to it.
 		n.Sysctl(t, "net/ipv6/conf/default/keep_addr_on_down", "1")
 		n.Sysctl(t, "net/ipv6/conf/all/keep_addr_on_down", "1")
@@ -105,7 +106,7 @@ func (l *lan) start(n *lanNode) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		err := Run(ctx, Options{NodeName: n.name, NetNS: n.NS, Shared: l.shared, Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))})
+		err := Run(ctx, Options{NodeName: n.name, NetNS: n.NS, Shared: l.shared, Monitor: n.monitor, Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))})
 		if err != nil {
 			l.t.Errorf("announcer of %s: %v", n.name, err)
 		}

@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"fairway.dev/fairway/internal/netns"
 )
@@ -37,14 +38,19 @@ func linksOf(ns *netns.NS) ([]link, error) {
 		if err != nil {
 			return err
 		}
+		byIndex := map[int]netlink.Link{}
+		for _, l := range all {
+			byIndex[l.Attrs().Index] = l
+		}
 		for _, l := range all {
 			a := l.Attrs()
-			if a.Flags&net.FlagUp == 0 || a.Flags&net.FlagRunning == 0 && a.OperState != netlink.OperUnknown || a.Flags&net.FlagLoopback != 0 || a.Flags&net.FlagBroadcast == 0 || len(a.HardwareAddr) != 6 {
+			ok, port := useful(a, byIndex[a.MasterIndex])
+			if !ok {
 				continue
 			}
 			x := link{
 				iface:    net.Interface{Index: a.Index, MTU: a.MTU, Name: a.Name, HardwareAddr: a.HardwareAddr, Flags: a.Flags},
-				enslaved: a.MasterIndex != 0,
+				enslaved: port,
 			}
 			for _, ad := range addrs {
 				if ad.LinkIndex != a.Index || ad.IPNet == nil {
@@ -69,6 +75,17 @@ func linksOf(ns *netns.NS) ([]link, error) {
 		return nil, fmt.Errorf("list links: %w", err)
 	}
 	return out, nil
+}
+
+// useful says whether addresses can be announced on a link: it is like
+// Ethernet, up and has a carrier, and knows neighbours (a dummy and a tunnel do
+// not). port says that its master (nil if there is none) is a bridge or a bond,
+// which answers for it; a VRF leaves its members what they are.
+func useful(a *netlink.LinkAttrs, master netlink.Link) (ok, port bool) {
+	carrier := a.Flags&net.FlagRunning != 0 || a.OperState == netlink.OperUnknown
+	ok = a.Flags&net.FlagUp != 0 && carrier && a.Flags&net.FlagLoopback == 0 && a.Flags&net.FlagBroadcast != 0 &&
+		a.RawFlags&unix.IFF_NOARP == 0 && len(a.HardwareAddr) == 6
+	return ok, a.MasterIndex != 0 && (master == nil || master.Type() != "vrf")
 }
 
 // choose picks the links to announce an address on: those whose names match a

@@ -71,6 +71,7 @@ type peer struct {
 	mute        bool // alive by the API server's account, though not heard
 	vouched     time.Time
 	phase       phase
+	clean       bool // it was heard to join before it was ready
 	incarnation uint64
 	seq         uint64
 }
@@ -118,11 +119,17 @@ func (m *members) heard(b beat, now time.Time) (joined, left, greet bool) {
 	}
 	greet = b.Phase == joining && (b.Incarnation > p.incarnation || !p.heard)
 	p.mute = false
+	before := phase(0)
+	if b.Incarnation == p.incarnation {
+		before = p.phase
+	}
 	p.incarnation, p.seq, p.phase, p.last, p.heard = b.Incarnation, b.Seq, b.Phase, now, true
 	_, was := m.alive[b.Node]
 	switch is := b.Phase == ready; {
 	case is && !was:
 		m.alive[b.Node] = struct{}{}
+		// Who listens first claims nothing that another has a right to.
+		p.clean = before == joining || before == idle
 		return true, false, greet
 	case !is && was:
 		delete(m.alive, b.Node)
@@ -203,6 +210,7 @@ func (m *members) tick(now time.Time) (dead, mute []string, becameReady bool) {
 				dead = append(dead, name)
 			case !alive && vouched:
 				m.alive[name] = struct{}{}
+				p.clean = false
 				mute = append(mute, name)
 			}
 			_, p.mute = m.alive[name]

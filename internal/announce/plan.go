@@ -38,6 +38,7 @@ func (e *Entry) equal(o *Entry) bool {
 
 // serviceFacts is what matters of a Service.
 type serviceFacts struct {
+	uid    string
 	addrs  []netip.Addr
 	local  bool
 	mode   v1alpha1.AnnounceMode // overrides the pool's if not empty
@@ -49,7 +50,7 @@ func factsOf(svc *corev1.Service) *serviceFacts {
 	if svc.Spec.Type != corev1.ServiceTypeLoadBalancer || !slices.Contains(svc.Finalizers, v1alpha1.Finalizer) {
 		return nil
 	}
-	f := &serviceFacts{local: svc.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal}
+	f := &serviceFacts{uid: string(svc.UID), local: svc.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal}
 	origins := strings.Split(svc.Annotations[v1alpha1.AnnotationAllocatedFrom], ",")
 	for i, in := range svc.Status.LoadBalancer.Ingress {
 		a, err := netip.ParseAddr(in.IP)
@@ -72,7 +73,7 @@ func factsOf(svc *corev1.Service) *serviceFacts {
 }
 
 func (f *serviceFacts) equal(o *serviceFacts) bool {
-	return f == nil && o == nil || f != nil && o != nil && f.local == o.local && f.mode == o.mode &&
+	return f == nil && o == nil || f != nil && o != nil && f.uid == o.uid && f.local == o.local && f.mode == o.mode &&
 		slices.Equal(f.addrs, o.addrs) && slices.Equal(f.origin, o.origin)
 }
 

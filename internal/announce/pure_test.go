@@ -118,6 +118,9 @@ func TestMembers(t *testing.T) {
 	if joined, _, _ := hear("c", ready, 1); !joined {
 		t.Error("c is ready and not alive")
 	}
+	if !m.peers["c"].clean || m.peers["b"].clean {
+		t.Error("c has listened before it was ready; b was not heard to")
+	}
 	if dead, _ := run(1000*time.Millisecond, "b"); len(dead) != 0 {
 		t.Errorf("%v dead too early", dead)
 	}
@@ -266,39 +269,6 @@ func TestEndpointNodes(t *testing.T) {
 	} {
 		if got := endpointNodes(tt.in); !maps.Equal(got, tt.want) {
 			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
-		}
-	}
-}
-
-func TestChooseLinks(t *testing.T) {
-	mk := func(name string, enslaved bool, prefixes ...string) link {
-		l := link{enslaved: enslaved}
-		l.iface.Name = name
-		for _, p := range prefixes {
-			l.prefixes = append(l.prefixes, netip.MustParsePrefix(p))
-		}
-		return l
-	}
-	links := []link{mk("eth0", false, "192.0.2.1/24"), mk("eth1", false, "198.51.100.1/24"), mk("veth9", true), mk("pods", false, "10.0.0.1/24")}
-	node := []netip.Addr{netip.MustParseAddr("192.0.2.1")}
-	for _, tt := range []struct {
-		addr     string
-		patterns []string
-		want     []string
-	}{
-		{"192.0.2.77", nil, []string{"eth0"}},
-		{"198.51.100.77", nil, []string{"eth1"}},
-		{"203.0.113.1", nil, []string{"eth0"}},
-		{"203.0.113.1", []string{"eth*"}, []string{"eth0", "eth1"}},
-		{"203.0.113.1", []string{"veth9"}, []string{"veth9"}},
-		{"203.0.113.1", []string{"bond0"}, nil},
-	} {
-		var got []string
-		for _, l := range choose(links, tt.patterns, netip.MustParseAddr(tt.addr), node) {
-			got = append(got, l.iface.Name)
-		}
-		if !slices.Equal(got, tt.want) {
-			t.Errorf("%s %v: %v, want %v", tt.addr, tt.patterns, got, tt.want)
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"reflect"
 	"slices"
 	"time"
 
@@ -40,25 +41,31 @@ func (s *speaker) report() report {
 		Mute:      append([]string{}, s.members.mutes()...),
 		Addresses: []v1alpha1.AnnouncedAddress{},
 	}
+	counts := map[uintptr]int{}
 	addrs := slices.SortedFunc(maps.Keys(s.claims), netip.Addr.Compare)
 	for _, a := range addrs[:min(len(addrs), reportMax)] {
 		c := s.claims[a]
 		st.Addresses = append(st.Addresses, v1alpha1.AnnouncedAddress{
-			Address: a.String(), Links: c.names, Since: metav1.NewMicroTime(c.since), Reason: s.reason(a),
+			Address: a.String(), Links: c.names, Since: metav1.NewMicroTime(c.since), Reason: s.reason(a, counts),
 		})
 	}
 	return report{uid: s.nodes[s.NodeName].uid, status: st}
 }
 
-// reason says why this node announces an address.
-func (s *speaker) reason(a netip.Addr) string {
+// reason says why this node announces an address. Most addresses share their
+// set of nodes: counts has how many of a set are alive.
+func (s *speaker) reason(a netip.Addr, counts map[uintptr]int) string {
 	e := s.entries[a]
-	among, alive := 0, 0
-	for n := range e.Nodes {
-		among++
-		if _, ok := s.members.alive[n]; ok {
-			alive++
+	among := len(e.Nodes)
+	set := reflect.ValueOf(e.Nodes).Pointer()
+	alive, ok := counts[set]
+	if !ok {
+		for n := range e.Nodes {
+			if _, ok := s.members.alive[n]; ok {
+				alive++
+			}
 		}
+		counts[set] = alive
 	}
 	what := "eligible"
 	if e.Local {

@@ -13,10 +13,15 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/record"
+	"k8s.io/client-go/util/flowcontrol"
 
 	"fairway.dev/fairway/api/v1alpha1"
 )
@@ -29,7 +34,10 @@ type Shared struct {
 	fairway *v1alpha1.Client
 	logger  *slog.Logger
 
-	synced chan struct{} // closed once the plan is complete
+	synced      chan struct{}        // closed once the plan is complete
+	events      record.EventRecorder // nil: none are written
+	broadcaster record.EventBroadcaster
+	budget      flowcontrol.RateLimiter // of events that are no warnings
 
 	mu    sync.Mutex
 	plan  *plan
@@ -55,7 +63,7 @@ type subscription struct {
 
 // NewShared makes what announcers share; Run it. The configuration needs the
 // rights to read services, nodes, endpointslices, ippools and announcers, and to
-// write announcers.
+// write announcers and events.
 func NewShared(config *rest.Config, logger *slog.Logger) (*Shared, error) {
 	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
@@ -65,7 +73,10 @@ func NewShared(config *rest.Config, logger *slog.Logger) (*Shared, error) {
 	if err != nil {
 		return nil, fmt.Errorf("announce: %w", err)
 	}
+	broadcaster := record.NewBroadcaster()
 	return &Shared{
+		broadcaster: broadcaster, events: broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "fairway-announcer"}),
+		budget: flowcontrol.NewTokenBucketRateLimiter(2, 50),
 		client: client, fairway: fairway, logger: logger,
 		synced: make(chan struct{}), plan: newPlan(), signs: map[string]sign{}, subs: map[*subscription]struct{}{},
 	}, nil
@@ -186,6 +197,8 @@ func (s *Shared) Run(ctx context.Context) error {
 	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	s.broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: s.client.CoreV1().Events("")})
+	defer s.broadcaster.Shutdown()
 	wg.Go(func() { pools.RunWithContext(ctx) })
 	wg.Go(func() { announcers.RunWithContext(ctx) })
 	factory.Start(ctx.Done())
@@ -250,6 +263,29 @@ func (s *Shared) update(f func(*plan) (changed []netip.Addr, nodes bool)) {
 		case sub.C <- struct{}{}:
 		default:
 		}
+	}
+}
+
+// tell writes an event about each Service that has an address. Events that are
+// no warnings are left out when there are very many: when a node with thousands
+// of addresses dies.
+func (s *Shared) tell(a netip.Addr, kind, reason, message string) {
+	if s.events == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.plan.entries[a]
+	if e == nil {
+		return
+	}
+	for _, key := range e.Services {
+		f := s.plan.services[key]
+		if f == nil || kind == corev1.EventTypeNormal && !s.budget.TryAccept() {
+			continue
+		}
+		namespace, name, _ := strings.Cut(key, "/")
+		s.events.Event(&corev1.ObjectReference{APIVersion: "v1", Kind: "Service", Namespace: namespace, Name: name, UID: types.UID(f.uid)}, kind, reason, message)
 	}
 }
 

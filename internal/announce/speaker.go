@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"fairway.dev/fairway/internal/announce/raw"
 	"fairway.dev/fairway/internal/netns"
 )
 
@@ -24,6 +25,8 @@ type Options struct {
 	Port uint16
 	// Key, if not empty, signs heartbeats; the same on all nodes.
 	Key []byte
+	// Monitor is told how it goes; nil: nobody is.
+	Monitor *Monitor
 	// Logger must be set.
 	Logger *slog.Logger
 }
@@ -37,20 +40,26 @@ func Run(ctx context.Context, o Options) error {
 	if o.Port == 0 {
 		o.Port = DefaultPort
 	}
+	if o.Monitor == nil {
+		o.Monitor = NewMonitor()
+	}
 	select {
 	case <-o.Shared.synced:
 	case <-ctx.Done():
 		return nil
 	}
-	now := time.Now()
-	s := &speaker{
-		Options: o, logger: o.Logger.With("node", o.NodeName),
+	return newSpeaker(o, time.Now()).run(ctx)
+}
+
+func newSpeaker(o Options, now time.Time) *speaker {
+	return &speaker{
+		Options: o, logger: o.Logger.With("node", o.NodeName), open: openResponder,
 		members: newMembers(o.NodeName, now), incarnation: uint64(now.UnixNano()),
 		entries: map[netip.Addr]*Entry{}, winners: map[netip.Addr]string{}, claims: map[netip.Addr]*claim{},
-		responders: map[responderKey]Responder{},
-		inbox:      make(chan received, 256),
+		responders: map[responderKey]Responder{}, failures: map[responderKey]*failure{}, disputes: map[netip.Addr]*dispute{},
+		inbox: make(chan received, 256), conflicts: make(chan conflict, 64),
+		broken: make(chan responderKey), disputed: make(chan netip.Addr), done: make(chan struct{}),
 	}
-	return s.run(ctx)
 }
 
 // speaker is the announcer of one node. All its state belongs to the goroutine
@@ -71,18 +80,30 @@ type speaker struct {
 	claims  map[netip.Addr]*claim // what this node announces
 	links   []link
 
+	open       func(l link, v4 bool, c raw.Config) (Responder, error)
 	responders map[responderKey]Responder
-	repeating  []repeat // by time
-	dirty      bool     // the report is to be written
-	repace     bool     // pace has changed
+	failures   map[responderKey]*failure
+	retry      time.Time // when failures are to be tried again
+	broken     chan responderKey
+
+	conflicts chan conflict
+	disputes  map[netip.Addr]*dispute
+	disputed  chan netip.Addr // disputes to judge
+
+	pacer  pacer
+	dirty  bool          // the report is to be written
+	repace bool          // pace has changed
+	done   chan struct{} // closed at the end
 }
+
+// reportPause is the least time between two reports made.
+const reportPause = 100 * time.Millisecond
 
 func (s *speaker) run(ctx context.Context) error {
 	sub := s.Shared.subscribe()
 	defer s.Shared.unsubscribe(sub)
-	done := make(chan struct{})
-	defer close(done)
-	linkEvents, err := watchLinks(s.NetNS, done)
+	defer close(s.done)
+	linkEvents, err := watchLinks(s.NetNS, s.done)
 	if err != nil {
 		return fmt.Errorf("announce: %w", err)
 	}
@@ -95,17 +116,33 @@ func (s *speaker) run(ctx context.Context) error {
 
 	tick := time.NewTicker(s.pace())
 	defer tick.Stop()
-	var sent, vouched time.Time
+	var sent, vouched, reported time.Time
+	var rewatch, flush <-chan time.Time
+	defer s.Monitor.stopped()
 	for {
-		var again <-chan time.Time
-		if len(s.repeating) > 0 {
-			again = time.After(time.Until(s.repeating[0].at))
+		s.Monitor.turn(s.members.phase, s.pace())
+		var again, retry <-chan time.Time
+		if at, ok := s.pacer.next(); ok {
+			again = time.After(time.Until(at))
+		}
+		if len(s.failures) > 0 {
+			retry = time.After(time.Until(s.retry))
 		}
 		select {
 		case <-ctx.Done():
 			s.leave()
 			reports.set(s.report())
 			return nil
+		case ask := <-s.Monitor.asks:
+			ask <- s.snapshot()
+		case k := <-s.broken:
+			s.reopen(k)
+		case <-retry:
+			s.tryAgain()
+		case x := <-s.conflicts:
+			s.conflicting(x)
+		case a := <-s.disputed:
+			s.judge(a)
 		case <-sub.C:
 			entries, nodes := sub.take()
 			if nodes != nil {
@@ -143,28 +180,50 @@ func (s *speaker) run(ctx context.Context) error {
 				s.joined(n)
 			}
 		case <-again:
-			s.repeat()
+			s.announceDue()
 		case _, ok := <-linkEvents:
 			if !ok {
-				return fmt.Errorf("announce: the watch for links of node %s broke off", s.NodeName)
-			}
-			settle(ctx, linkEvents)
-			if err := s.readLinks(); err != nil {
-				s.logger.Warn("announce: cannot read links", "err", err)
+				// A burst of changes was more than the socket holds.
+				s.logger.Warn("the watch for links broke off, and is begun anew")
+				linkEvents, rewatch = nil, time.After(0)
 				continue
 			}
-			s.claimAll()
-			s.checkUsable()
+			settle(ctx, linkEvents)
+			s.linksChanged()
+		case <-rewatch:
+			rewatch = nil
+			if linkEvents, err = watchLinks(s.NetNS, s.done); err != nil {
+				s.logger.Warn("cannot watch links, will try again", "err", err)
+				linkEvents, rewatch = nil, time.After(time.Second)
+			}
+			s.linksChanged()
+		case <-flush:
+			flush = nil
 		}
 		if s.repace {
 			s.repace = false
 			tick.Reset(s.pace())
 		}
-		if s.dirty {
-			s.dirty = false
+		// Changes come in bursts, and a report is long.
+		switch wait := reportPause - time.Since(reported); {
+		case !s.dirty:
+		case wait <= 0:
+			s.dirty, reported = false, time.Now()
 			reports.set(s.report())
+		case flush == nil:
+			flush = time.After(wait)
 		}
 	}
+}
+
+// linksChanged takes in which links there are now.
+func (s *speaker) linksChanged() {
+	if err := s.readLinks(); err != nil {
+		s.logger.Warn("announce: cannot read links", "err", err)
+		return
+	}
+	s.claimAll()
+	s.checkUsable()
 }
 
 // pace is how often time is to be looked at; hardly ever by a node that is
@@ -221,7 +280,7 @@ func (s *speaker) tune(ctx context.Context) {
 	if !local.IsValid() {
 		return
 	}
-	r, err := tune(ctx, s.NetNS, local, s.Port, s.Key, s.inbox, s.logger)
+	r, err := tune(ctx, s.NetNS, local, s.Port, s.Key, s.inbox, s.Monitor, s.logger)
 	if err != nil {
 		if s.radioErr != err.Error() {
 			s.logger.Warn("cannot listen for heartbeats, will try again", "err", err)
@@ -241,6 +300,7 @@ func (s *speaker) beat() {
 	for _, p := range s.members.peers {
 		s.radio.send(data, p.addrs)
 	}
+	s.Monitor.sent.Add(float64(len(s.members.peers)))
 }
 
 func (s *speaker) next() []byte {
@@ -251,12 +311,20 @@ func (s *speaker) next() []byte {
 // hear takes in a heartbeat.
 func (s *speaker) hear(r received) {
 	p := s.members.peers[r.beat.Node]
-	if p == nil || len(s.Key) == 0 && !slices.Contains(p.addrs, r.from) {
-		return // unsigned heartbeats must come from the node's own address
+	switch {
+	case p == nil:
+		s.Monitor.refused.WithLabelValues("unknown_node").Inc()
+		return
+	case len(s.Key) == 0 && !slices.Contains(p.addrs, r.from):
+		// Unsigned ones must come from the node's own address.
+		s.Monitor.refused.WithLabelValues("wrong_source").Inc()
+		return
 	}
+	s.Monitor.received.Inc()
 	joined, left, greet := s.members.heard(r.beat, time.Now())
 	if greet && s.radio != nil {
 		s.radio.send(s.next(), p.addrs)
+		s.Monitor.sent.Inc()
 	}
 	switch {
 	case joined:

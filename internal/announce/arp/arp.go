@@ -7,19 +7,17 @@
 package arp
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/netip"
-	"sync"
 
-	"github.com/mdlayher/packet"
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
-	"fairway.dev/fairway/internal/netns"
+	"fairway.dev/fairway/internal/announce/raw"
 )
 
 // Operations of RFC 826.
@@ -33,51 +31,33 @@ const frameLen = 14 + 28
 
 var broadcast = net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 
-// onlyRequests lets the kernel wake us for ARP requests alone. Offset 20 is the
-// operation, behind the Ethernet header.
-var onlyRequests = []bpf.Instruction{
+// filter lets requests and replies through. Offset 20 is the operation, behind
+// the Ethernet header.
+var filter = []bpf.Instruction{
 	bpf.LoadAbsolute{Off: 20, Size: 2},
-	bpf.JumpIf{Cond: bpf.JumpEqual, Val: opRequest, SkipFalse: 1},
+	bpf.JumpIf{Cond: bpf.JumpGreaterThan, Val: opReply, SkipTrue: 1},
 	bpf.RetConstant{Val: frameLen},
 	bpf.RetConstant{Val: 0},
 }
 
 // Responder answers on one link. It is safe for concurrent use.
 type Responder struct {
-	conn   *packet.Conn
+	raw.Table
+	config raw.Config
 	mac    net.HardwareAddr
-	logger *slog.Logger
-	done   chan struct{}
-
-	mu   sync.RWMutex
-	mine map[netip.Addr]struct{}
+	socket *raw.Socket
 }
 
-// Open starts answering on a link of a network namespace (nil: this one), for
-// no address yet. It needs CAP_NET_RAW. The responder stops by itself when the
-// link is gone; Close it nevertheless.
-func Open(ns *netns.NS, link *net.Interface, logger *slog.Logger) (*Responder, error) {
-	if len(link.HardwareAddr) != 6 {
-		return nil, fmt.Errorf("arp on %s: the link has no Ethernet address", link.Name)
-	}
-	filter, err := bpf.Assemble(onlyRequests)
+// Open starts answering on a link, for no address yet. It needs CAP_NET_RAW.
+// The responder stops by itself when the link is gone; Close it nevertheless.
+func Open(c raw.Config) (*Responder, error) {
+	c.Logger = c.Logger.With("link", c.Link.Name, "protocol", "arp")
+	r := &Responder{config: c, mac: c.Link.HardwareAddr}
+	socket, err := raw.Listen(c, unix.ETH_P_ARP, filter, r.handle)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("arp on %s: %w", c.Link.Name, err)
 	}
-	r := &Responder{mac: link.HardwareAddr, logger: logger.With("link", link.Name), done: make(chan struct{}), mine: map[netip.Addr]struct{}{}}
-	open := func() (err error) {
-		r.conn, err = packet.Listen(link, packet.Raw, unix.ETH_P_ARP, &packet.Config{Filter: filter})
-		return err
-	}
-	if ns != nil {
-		err = ns.Do(open)
-	} else {
-		err = open()
-	}
-	if err != nil {
-		return nil, fmt.Errorf("arp on %s: %w", link.Name, err)
-	}
-	go r.serve()
+	r.socket = socket
 	return r, nil
 }
 
@@ -86,90 +66,69 @@ func (r *Responder) Claim(a netip.Addr) error {
 	if !a.Is4() {
 		return fmt.Errorf("arp: %s is no IPv4 address", a)
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.mine[a] = struct{}{}
+	r.Add(a)
 	return nil
 }
 
 // Release stops answering for an address.
-func (r *Responder) Release(a netip.Addr) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	delete(r.mine, a)
-}
+func (r *Responder) Release(a netip.Addr) { r.Remove(a) }
 
 // Announce tells everybody on the link that the address is here, so that those
 // who knew it elsewhere change their minds: once as a request and once as a
 // reply, since systems differ in which of them they believe.
 func (r *Responder) Announce(a netip.Addr) error {
+	if c := r.Find(a); c != nil {
+		c.Announcements.Add(2)
+	}
 	request := frame(broadcast, r.mac, opRequest, r.mac, a, make(net.HardwareAddr, 6), a)
 	reply := frame(broadcast, r.mac, opReply, r.mac, a, broadcast, a)
-	return errors.Join(r.send(request), r.send(reply))
+	return errors.Join(r.socket.Send(request), r.socket.Send(reply))
 }
 
 // Close stops answering.
-func (r *Responder) Close() error {
-	err := r.conn.Close()
-	<-r.done
-	return err
-}
+func (r *Responder) Close() error { return r.socket.Close() }
 
-func (r *Responder) serve() {
-	defer close(r.done)
-	buf := make([]byte, 128)
-	for {
-		n, _, err := r.conn.ReadFrom(buf)
-		if errors.Is(err, net.ErrClosed) {
-			return
-		}
-		if err != nil {
-			if errors.Is(err, unix.ENETDOWN) {
-				continue // reported once; the socket works again with the link
-			}
-			r.logger.Debug("arp: read", "err", err)
-			return
-		}
-		answer := r.answer(buf[:n])
-		if answer == nil {
-			continue
-		}
-		if err := r.send(answer); err != nil {
-			r.logger.Debug("arp: answer", "err", err)
-		}
+func (r *Responder) handle(s *raw.Socket, b []byte) {
+	answer, c := r.answer(b)
+	if answer == nil {
+		return
 	}
+	if err := s.Send(answer); err != nil {
+		r.config.Logger.Debug("answer", "err", err)
+		return
+	}
+	c.Responses.Add(1)
 }
 
-// answer is the reply to a frame, or nil.
-func (r *Responder) answer(b []byte) []byte {
+// answer is the reply to a frame and whose counters count it, or nil.
+func (r *Responder) answer(b []byte) ([]byte, *raw.Counters) {
 	if len(b) < frameLen {
-		return nil
+		return nil, nil
 	}
 	p := b[14:]
 	// Ethernet (1), IPv4 (0x0800), with lengths 6 and 4.
-	if binary.BigEndian.Uint16(p) != 1 || binary.BigEndian.Uint16(p[2:]) != 0x0800 || p[4] != 6 || p[5] != 4 ||
-		binary.BigEndian.Uint16(p[6:]) != opRequest {
-		return nil
+	if binary.BigEndian.Uint16(p) != 1 || binary.BigEndian.Uint16(p[2:]) != 0x0800 || p[4] != 6 || p[5] != 4 {
+		return nil, nil
 	}
 	hardware := net.HardwareAddr(p[8:14])
 	sender, _ := netip.AddrFromSlice(p[14:18])
 	target, _ := netip.AddrFromSlice(p[24:28])
-	r.mu.RLock()
-	_, mine := r.mine[target]
-	r.mu.RUnlock()
-	if !mine {
-		return nil
+	if bytes.Equal(hardware, r.mac) {
+		return nil, nil // our own, come back
 	}
-	if sender == target {
-		r.logger.Warn("somebody else on the link announces an address that this node answers for", "address", target, "mac", hardware)
-		return nil
+	if r.Find(sender) != nil {
+		// RFC 5227 section 2.4: whatever it asks or says, it takes the address for its own.
+		r.config.Conflicting(sender, hardware)
+		return nil, nil
 	}
-	return frame(hardware, r.mac, opReply, r.mac, target, hardware, sender)
-}
-
-func (r *Responder) send(b []byte) error {
-	_, err := r.conn.WriteTo(b, &packet.Addr{HardwareAddr: net.HardwareAddr(b[:6])})
-	return err
+	mine := r.Find(target)
+	if mine == nil || binary.BigEndian.Uint16(p[6:]) != opRequest {
+		return nil, nil
+	}
+	// Whoever asks with sender 0.0.0.0 checks whether the address is free
+	// (RFC 5227 section 2.1.1), and learns that it is not.
+	mine.Requests.Add(1)
+	return frame(hardware, r.mac, opReply, r.mac, target, hardware, sender), mine
 }
 
 // frame is an Ethernet frame with an ARP packet: from sender to target.

@@ -9,21 +9,18 @@
 package ndp
 
 import (
+	"bytes"
 	"encoding/binary"
-	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/netip"
 	"sync"
 
 	wire "github.com/mdlayher/ndp"
-	"github.com/mdlayher/packet"
 	"golang.org/x/net/bpf"
-	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
 
-	"fairway.dev/fairway/internal/netns"
+	"fairway.dev/fairway/internal/announce/raw"
 )
 
 const (
@@ -38,58 +35,47 @@ var (
 	allNodesMAC = net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}
 )
 
-// onlySolicitations lets the kernel wake us for neighbour solicitations alone:
-// next header ICMPv6 and type 135.
-var onlySolicitations = []bpf.Instruction{
+// filter lets neighbour solicitations and advertisements through: next header
+// ICMPv6 and type 135 or 136.
+var filter = []bpf.Instruction{
 	bpf.LoadAbsolute{Off: ethernetLen + 6, Size: 1},
-	bpf.JumpIf{Cond: bpf.JumpEqual, Val: icmpv6, SkipFalse: 3},
+	bpf.JumpIf{Cond: bpf.JumpEqual, Val: icmpv6, SkipFalse: 4},
 	bpf.LoadAbsolute{Off: ethernetLen + ipv6Len, Size: 1},
-	bpf.JumpIf{Cond: bpf.JumpEqual, Val: 135, SkipFalse: 1},
+	bpf.JumpIf{Cond: bpf.JumpEqual, Val: 135, SkipTrue: 1},
+	bpf.JumpIf{Cond: bpf.JumpEqual, Val: 136, SkipFalse: 1},
 	bpf.RetConstant{Val: 2048},
 	bpf.RetConstant{Val: 0},
 }
 
 // Responder answers on one link. It is safe for concurrent use.
 type Responder struct {
-	conn   *packet.Conn
-	ns     *netns.NS
+	raw.Table
+	config raw.Config
 	link   *net.Interface
-	logger *slog.Logger
-	done   chan struct{}
+	socket *raw.Socket
 
-	mu     sync.RWMutex
-	mine   map[netip.Addr]struct{}
+	mu     sync.Mutex
 	groups groups
 }
 
-// Open starts answering on a link of a network namespace (nil: this one), for
-// no address yet. It needs CAP_NET_RAW. The responder stops by itself when the
-// link is gone; Close it nevertheless.
-func Open(ns *netns.NS, link *net.Interface, logger *slog.Logger) (*Responder, error) {
-	if len(link.HardwareAddr) != 6 {
-		return nil, fmt.Errorf("ndp on %s: the link has no Ethernet address", link.Name)
-	}
-	filter, err := bpf.Assemble(onlySolicitations)
+// Open starts answering on a link, for no address yet. It needs CAP_NET_RAW.
+// The responder stops by itself when the link is gone; Close it nevertheless.
+func Open(c raw.Config) (*Responder, error) {
+	c.Logger = c.Logger.With("link", c.Link.Name, "protocol", "ndp")
+	r := &Responder{config: c, link: c.Link}
+	socket, err := raw.Listen(c, unix.ETH_P_IPV6, filter, r.handle)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("ndp on %s: %w", c.Link.Name, err)
 	}
-	r := &Responder{ns: ns, link: link, logger: logger.With("link", link.Name), done: make(chan struct{}), mine: map[netip.Addr]struct{}{}}
-	err = r.inside(func() (err error) {
-		r.conn, err = packet.Listen(link, packet.Raw, unix.ETH_P_IPV6, &packet.Config{Filter: filter})
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("ndp on %s: %w", link.Name, err)
-	}
-	go r.serve()
+	r.socket = socket
 	return r, nil
 }
 
 func (r *Responder) inside(f func() error) error {
-	if r.ns == nil {
+	if r.config.NetNS == nil {
 		return f()
 	}
-	return r.ns.Do(f)
+	return r.config.NetNS.Do(f)
 }
 
 // Claim has solicitations for an IPv6 address answered from now on.
@@ -97,18 +83,14 @@ func (r *Responder) Claim(a netip.Addr) error {
 	if !a.Is6() || a.Is4In6() {
 		return fmt.Errorf("ndp: %s is no IPv6 address", a)
 	}
+	group, err := wire.SolicitedNodeMulticast(a)
+	if err != nil {
+		return fmt.Errorf("ndp: %s: %w", a, err)
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if _, ok := r.mine[a]; ok {
-		return nil
-	}
-	r.mine[a] = struct{}{}
-	group, err := wire.SolicitedNodeMulticast(a)
-	if err == nil {
-		err = r.groups.join(r, group)
-	}
-	if err != nil {
-		return fmt.Errorf("ndp: join the multicast group for %s on %s: %w", a, r.link.Name, err)
+	if r.Add(a) {
+		r.groups.join(r, group)
 	}
 	return nil
 }
@@ -117,10 +99,9 @@ func (r *Responder) Claim(a netip.Addr) error {
 func (r *Responder) Release(a netip.Addr) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if _, ok := r.mine[a]; !ok {
+	if !r.Remove(a) {
 		return
 	}
-	delete(r.mine, a)
 	if group, err := wire.SolicitedNodeMulticast(a); err == nil {
 		r.groups.leave(r, group)
 	}
@@ -133,74 +114,73 @@ func (r *Responder) Announce(a netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	return r.send(b)
+	if c := r.Find(a); c != nil {
+		c.Announcements.Add(1)
+	}
+	return r.socket.Send(b)
 }
 
 // Close stops answering.
 func (r *Responder) Close() error {
-	err := r.conn.Close()
-	<-r.done
+	err := r.socket.Close()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.groups.close()
 	return err
 }
 
-func (r *Responder) serve() {
-	defer close(r.done)
-	buf := make([]byte, 2048)
-	for {
-		n, _, err := r.conn.ReadFrom(buf)
-		if errors.Is(err, net.ErrClosed) {
-			return
-		}
-		if err != nil {
-			if errors.Is(err, unix.ENETDOWN) {
-				continue // reported once; the socket works again with the link
-			}
-			r.logger.Debug("ndp: read", "err", err)
-			return
-		}
-		answer, err := r.answer(buf[:n])
-		if answer != nil {
-			err = r.send(answer)
-		}
-		if err != nil {
-			r.logger.Debug("ndp: answer", "err", err)
-		}
+func (r *Responder) handle(s *raw.Socket, b []byte) {
+	answer, c, err := r.answer(b)
+	if answer != nil {
+		err = s.Send(answer)
+	}
+	switch {
+	case err != nil:
+		r.config.Logger.Debug("answer", "err", err)
+	case answer != nil:
+		c.Responses.Add(1)
 	}
 }
 
-// answer is the advertisement for a frame, or nil.
-func (r *Responder) answer(b []byte) ([]byte, error) {
+// answer is the advertisement for a frame and whose counters count it, or nil.
+func (r *Responder) answer(b []byte) ([]byte, *raw.Counters, error) {
 	if len(b) < ethernetLen+ipv6Len+24 {
-		return nil, nil
+		return nil, nil, nil
 	}
 	ip := b[ethernetLen:]
 	length := int(binary.BigEndian.Uint16(ip[4:]))
 	if ip[0]>>4 != 6 || ip[6] != icmpv6 || ip[7] != hopLimit || len(ip) < ipv6Len+length {
-		return nil, nil
+		return nil, nil, nil
 	}
 	source, _ := netip.AddrFromSlice(ip[8:24])
+	from := net.HardwareAddr(b[6:12])
+	if bytes.Equal(from, r.link.HardwareAddr) {
+		return nil, nil, nil // our own, come back
+	}
 	m, err := wire.ParseMessage(ip[ipv6Len : ipv6Len+length])
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	ns, ok := m.(*wire.NeighborSolicitation)
-	if !ok {
-		return nil, nil
+	switch m := m.(type) {
+	case *wire.NeighborAdvertisement:
+		if r.Find(m.TargetAddress) != nil {
+			r.config.Conflicting(m.TargetAddress, from)
+		}
+	case *wire.NeighborSolicitation:
+		c := r.Find(m.TargetAddress)
+		if c == nil {
+			return nil, nil, nil
+		}
+		c.Requests.Add(1)
+		to, mac, solicited := source, from, true
+		if source.IsUnspecified() {
+			// Somebody checks whether the address is free (RFC 4862): it is not.
+			to, mac, solicited = allNodes, allNodesMAC, false
+		}
+		answer, err := r.advertisement(m.TargetAddress, to, mac, solicited)
+		return answer, c, err
 	}
-	r.mu.RLock()
-	_, mine := r.mine[ns.TargetAddress]
-	r.mu.RUnlock()
-	if !mine {
-		return nil, nil
-	}
-	if source.IsUnspecified() {
-		// Somebody checks whether the address is free (RFC 4862): it is not.
-		return r.advertisement(ns.TargetAddress, allNodes, allNodesMAC, false)
-	}
-	return r.advertisement(ns.TargetAddress, source, net.HardwareAddr(b[6:12]), true)
+	return nil, nil, nil
 }
 
 // advertisement is the frame that says that an address is here.
@@ -224,91 +204,4 @@ func (r *Responder) advertisement(a, to netip.Addr, mac net.HardwareAddr, solici
 	b = append(b, a.AsSlice()...)
 	b = append(b, to.AsSlice()...)
 	return append(b, body...), nil
-}
-
-func (r *Responder) send(b []byte) error {
-	_, err := r.conn.WriteTo(b, &packet.Addr{HardwareAddr: net.HardwareAddr(b[:6])})
-	return err
-}
-
-// groupsPerSocket keeps each socket's memberships below the kernel's
-// net.core.optmem_max.
-const groupsPerSocket = 200
-
-// groups are the multicast groups joined on a link. Addresses with the same
-// last 24 bits share one.
-type groups struct {
-	sockets []*groupSocket
-	joined  map[netip.Addr]*membership
-}
-
-type groupSocket struct {
-	conn net.PacketConn
-	n    int
-}
-
-type membership struct {
-	socket *groupSocket
-	refs   int
-}
-
-func (g *groups) join(r *Responder, group netip.Addr) error {
-	if m := g.joined[group]; m != nil {
-		m.refs++
-		return nil
-	}
-	var socket *groupSocket
-	for _, s := range g.sockets {
-		if s.n < groupsPerSocket {
-			socket = s
-		}
-	}
-	if socket == nil {
-		socket = &groupSocket{}
-		err := r.inside(func() (err error) {
-			// Nothing is ever sent to or read from it: a port of its own choice,
-			// bound to loopback, only carries the memberships.
-			socket.conn, err = net.ListenPacket("udp6", "[::1]:0")
-			if err != nil {
-				socket.conn, err = net.ListenPacket("udp6", "[::]:0")
-			}
-			return err
-		})
-		if err != nil {
-			return err
-		}
-		g.sockets = append(g.sockets, socket)
-	}
-	err := ipv6.NewPacketConn(socket.conn).JoinGroup(r.link, &net.UDPAddr{IP: group.AsSlice()})
-	if err != nil {
-		return err
-	}
-	socket.n++
-	if g.joined == nil {
-		g.joined = map[netip.Addr]*membership{}
-	}
-	g.joined[group] = &membership{socket: socket, refs: 1}
-	return nil
-}
-
-func (g *groups) leave(r *Responder, group netip.Addr) {
-	m := g.joined[group]
-	if m == nil {
-		return
-	}
-	if m.refs--; m.refs > 0 {
-		return
-	}
-	delete(g.joined, group)
-	m.socket.n--
-	if err := ipv6.NewPacketConn(m.socket.conn).LeaveGroup(r.link, &net.UDPAddr{IP: group.AsSlice()}); err != nil {
-		r.logger.Debug("ndp: leave multicast group", "group", group, "err", err)
-	}
-}
-
-func (g *groups) close() {
-	for _, s := range g.sockets {
-		s.conn.Close()
-	}
-	g.sockets, g.joined = nil, nil
 }
