@@ -2,18 +2,14 @@ package lb
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/informers"
@@ -49,10 +45,12 @@ type controller struct {
 	poolsDirty chan struct{} // pools are to be read anew
 	usageDirty chan struct{} // usage may have changed
 	events     record.EventRecorder
+	waits      stopwatch
 
 	mu       sync.Mutex
 	alloc    *ipam.Allocator
 	written  map[string]string // Services to the resource version written last
+	invalid  map[string]bool   // Services whose requests cannot be read
 	problems map[string]error  // pools that are not valid
 	common   bool              // a pool gives out nodes' addresses
 }
@@ -66,11 +64,14 @@ func newController(o Options, client kubernetes.Interface, fairway *v1alpha1.Cli
 		usageDirty: make(chan struct{}, 1),
 		alloc:      ipam.New(o.PortBusy),
 		written:    map[string]string{},
+		invalid:    map[string]bool{},
 	}
 }
 
 // run works until the term ends.
 func (c *controller) run(ctx context.Context) {
+	c.Monitor.begin(c)
+	defer c.Monitor.end()
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	ctx, cancel := context.WithCancel(ctx)
@@ -99,6 +100,7 @@ func (c *controller) run(ctx context.Context) {
 	c.adopt()
 	c.logger.Info("load balancer addresses adopted", "services", len(c.services.GetStore().ListKeys()), "pools", len(c.pools.GetStore().ListKeys()), "took", time.Since(start))
 
+	c.Monitor.adopted.Store(true)
 	for range workers {
 		wg.Go(func() {
 			for c.next(ctx) {
@@ -115,7 +117,7 @@ func (c *controller) run(ctx context.Context) {
 func (c *controller) handle() {
 	enqueue := func(obj any) {
 		if key, err := cache.DeletionHandlingMetaNamespaceKeyFunc(obj); err == nil {
-			c.queue.Add(key)
+			c.enqueue(key)
 		}
 	}
 	c.services.AddEventHandler(cache.ResourceEventHandlerFuncs{
@@ -247,6 +249,7 @@ func (c *controller) watchPools(ctx context.Context) {
 				c.changed()
 			}
 			c.mu.Unlock()
+			c.Monitor.turned.Store(time.Now().UnixNano())
 		}
 	}
 }
@@ -254,9 +257,15 @@ func (c *controller) watchPools(ctx context.Context) {
 // changed queues whoever has something new; c.mu is held.
 func (c *controller) changed() {
 	for _, key := range c.alloc.TakeChanged() {
-		c.queue.Add(key)
+		c.enqueue(key)
 	}
 	signal(c.usageDirty)
+}
+
+// enqueue has a Service looked at.
+func (c *controller) enqueue(key string) {
+	c.waits.start(key)
+	c.queue.Add(key)
 }
 
 func (c *controller) namespaceLabels(name string) labels.Set {
@@ -265,126 +274,6 @@ func (c *controller) namespaceLabels(name string) labels.Set {
 		return nil
 	}
 	return labels.Set(obj.(*corev1.Namespace).Labels)
-}
-
-func (c *controller) next(ctx context.Context) bool {
-	key, shutdown := c.queue.Get()
-	if shutdown {
-		return false
-	}
-	defer c.queue.Done(key)
-	if ctx.Err() != nil {
-		return true // drain
-	}
-	err := c.reconcile(ctx, key)
-	switch {
-	case err == nil:
-		c.queue.Forget(key)
-	case apierrors.IsConflict(err), apierrors.IsNotFound(err), errors.Is(err, context.Canceled):
-		// It has changed meanwhile, and its event is on the way.
-		c.queue.AddRateLimited(key)
-	default:
-		c.logger.Warn("write load balancer address, will try again", "service", key, "err", err)
-		c.queue.AddRateLimited(key)
-	}
-	return true
-}
-
-// reconcile makes one Service's status say what it has.
-func (c *controller) reconcile(ctx context.Context, key string) error {
-	namespace, name, err := cache.SplitMetaNamespaceKey(key)
-	if err != nil {
-		return nil
-	}
-	svc, err := c.lister.Services(namespace).Get(name)
-	if apierrors.IsNotFound(err) {
-		c.drop(key)
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if !Handles(svc, c.Classless) || svc.DeletionTimestamp != nil {
-		if err := unassign(ctx, c.client, svc); err != nil {
-			return fmt.Errorf("give addresses back: %w", err)
-		}
-		c.drop(key)
-		return nil
-	}
-	req, invalid := requestOf(svc, c.namespaceLabels(namespace))
-	c.mu.Lock()
-	if older(svc.ResourceVersion, c.written[key]) {
-		c.mu.Unlock()
-		return nil // what was written last is on its way here
-	}
-	var o ipam.Outcome
-	if invalid != nil {
-		// It keeps what it has.
-		o = c.alloc.Get(key)
-		o.Pending = &ipam.Pending{Reason: reasonInvalid, Message: invalid.Error()}
-	} else {
-		o = c.alloc.Set(req)
-	}
-	c.changed()
-	c.mu.Unlock()
-
-	wrote, err := assign(ctx, c.client, svc, o)
-	if err != nil {
-		return err
-	}
-	c.mu.Lock()
-	c.alloc.Confirm(key)
-	c.changed()
-	if wrote != "" {
-		c.written[key] = wrote
-	} else {
-		delete(c.written, key)
-	}
-	c.mu.Unlock()
-	if wrote != "" {
-		c.tell(svc, o)
-	}
-	return nil
-}
-
-func (c *controller) drop(key string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.alloc.Remove(key)
-	delete(c.written, key)
-	c.changed()
-}
-
-// tell has events say what is new for a Service.
-func (c *controller) tell(svc *corev1.Service, o ipam.Outcome) {
-	now := condition(svc, o)
-	if in := ingressOf(o); len(in) > 0 && !slices.EqualFunc(in, svc.Status.LoadBalancer.Ingress,
-		func(a, b corev1.LoadBalancerIngress) bool { return a.IP == b.IP }) {
-		var all []string
-		for _, a := range o.Addresses {
-			all = append(all, fmt.Sprintf("%s from pool %q", a.Addr, a.Origin))
-		}
-		c.events.Event(svc, corev1.EventTypeNormal, "AddressAllocated", "Allocated "+strings.Join(all, " and "))
-		c.logger.Debug("load balancer address allocated", "service", svc.Namespace+"/"+svc.Name, "addresses", strings.Join(all, ", "))
-	}
-	old := meta.FindStatusCondition(svc.Status.Conditions, v1alpha1.ConditionAddress)
-	if now.Reason == reasonAllocated || old != nil && old.Reason == now.Reason && old.Message == now.Message {
-		return
-	}
-	kind := corev1.EventTypeWarning
-	if now.Status == "True" {
-		kind = corev1.EventTypeNormal
-	}
-	c.events.Event(svc, kind, now.Reason, now.Message)
-	c.logger.Debug("load balancer address", "service", svc.Namespace+"/"+svc.Name, "reason", now.Reason, "message", now.Message)
-}
-
-// older says whether a resource version is from before another one; they are
-// numbers that grow, per resource.
-func older(a, b string) bool {
-	x, err := strconv.ParseUint(a, 10, 64)
-	y, err2 := strconv.ParseUint(b, 10, 64)
-	return err == nil && err2 == nil && x < y
 }
 
 func signal(c chan struct{}) {

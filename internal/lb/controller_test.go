@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/http/httptest"
 	"net/netip"
 	"os"
 	"slices"
@@ -22,6 +23,7 @@ import (
 	"fairway.dev/fairway/api/v1alpha1"
 	"fairway.dev/fairway/internal/apiserver"
 	"fairway.dev/fairway/internal/lb"
+	"fairway.dev/fairway/internal/lb/daemon"
 	"fairway.dev/fairway/internal/lb/ipam"
 	"fairway.dev/fairway/internal/testenv/apitest"
 )
@@ -167,6 +169,24 @@ func (w *world) has(name, addresses, reason string) {
 	})
 }
 
+// shows waits until a monitor has these lines among its metrics.
+func (w *world) shows(m *lb.Monitor, want ...string) {
+	w.t.Helper()
+	for _, line := range want {
+		var got string
+		for end := time.Now().Add(limit); ; time.Sleep(20 * time.Millisecond) {
+			answer := httptest.NewRecorder()
+			daemon.Handler(false, m).ServeHTTP(answer, httptest.NewRequest("GET", "/metrics", nil))
+			if got = answer.Body.String(); strings.Contains("\n"+got, "\n"+line+"\n") {
+				break
+			}
+			if time.Now().After(end) {
+				w.t.Fatalf("no metric %s:\n%s", line, got)
+			}
+		}
+	}
+}
+
 func ranges(list ...string) v1alpha1.IPPoolSpec { return v1alpha1.IPPoolSpec{Addresses: list} }
 
 func annotate(key, value string) func(*corev1.Service) {
@@ -229,11 +249,18 @@ func (w *world) clean() {
 
 // testLives walks Services through their lives.
 func testLives(t *testing.T, w *world) {
-	stop := w.controller()
+	monitor := lb.NewMonitor()
+	if monitor.Ready() == nil || monitor.Live() != nil {
+		t.Error("ready, or dead, before it has begun")
+	}
+	stop := w.controller(func(o *lb.Options) { o.Monitor = monitor })
+	w.eventually("the controller is ready", func() bool { return monitor.Ready() == nil })
 
 	// Nothing to give, then something.
 	w.service("a")
 	w.has("a", "", ipam.ReasonNoPool)
+	w.shows(monitor, `fairway_lb_leader 1`, `fairway_lb_services_waiting{reason="NoPool"} 1`, `fairway_lb_services_waiting{reason="PoolExhausted"} 0`,
+		`fairway_lb_statuses_written_total 1`, `fairway_lb_service_write_seconds_count 1`)
 	w.eventually("event that says why", func() bool {
 		list, err := w.client.CoreV1().Events("default").List(t.Context(), metav1.ListOptions{})
 		return err == nil && slices.ContainsFunc(list.Items, func(e corev1.Event) bool {
@@ -259,12 +286,15 @@ func testLives(t *testing.T, w *world) {
 	w.has("c", "", ipam.ReasonExhausted)
 	w.service("d", annotate(v1alpha1.AnnotationPool, "q"))
 	w.has("d", "", ipam.ReasonNoSuchPool)
+	w.shows(monitor, `metallb_allocator_addresses_total{pool="p"} 2`, `metallb_allocator_addresses_in_use_total{pool="p"} 2`,
+		`fairway_lb_services_waiting{reason="InvalidRequest"} 1`, `fairway_lb_services_waiting{reason="PoolExhausted"} 1`, `fairway_lb_services_waiting{reason="NoPool"} 0`)
 	w.pool("q", ranges("198.51.100.0/30"))
 	w.has("c", "198.51.100.0", "Allocated") // it has waited longer
 	w.has("d", "198.51.100.1", "Allocated")
 
 	// A restart changes nothing.
 	stop()
+	w.shows(monitor, `fairway_lb_leader 0`, `fairway_lb_terms_total 1`)
 	stop = w.controller()
 	w.service("e", func(s *corev1.Service) { s.Spec.LoadBalancerIP = "198.51.100.3" })
 	w.has("e", "198.51.100.3", "Allocated")
@@ -326,8 +356,11 @@ func testLives(t *testing.T, w *world) {
 	}
 	w.has("g", "203.0.113.7", "Allocated")
 
-	// A second controller takes over where the first stops.
-	w.controller()
+	// A second controller takes over where the first stops, and is ready before.
+	standby := lb.NewMonitor()
+	w.controller(func(o *lb.Options) { o.Monitor = standby })
+	w.eventually("the second stands by", func() bool { return standby.Ready() == nil })
+	w.shows(standby, `fairway_lb_leader 0`)
 	stop()
 	w.service("h")
 	w.has("h", "198.51.100.2", "Allocated")

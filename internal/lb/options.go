@@ -47,6 +47,8 @@ type Options struct {
 	// PortBusy says whether something on a node that is no Service has a port of
 	// the node's address, for pools with provider NodeAddress. May be nil.
 	PortBusy func(netip.Addr, ipam.Port) bool
+	// Monitor is told how it goes; nil: nobody is.
+	Monitor *Monitor
 	// Logger must be set.
 	Logger *slog.Logger
 }
@@ -65,6 +67,10 @@ func RunController(ctx context.Context, o Options) error {
 		o.LeaseDuration = 15 * time.Second
 	}
 	o.LeaseDuration = max(o.LeaseDuration, 3*time.Second)
+	if o.Monitor == nil {
+		o.Monitor = NewMonitor()
+	}
+	o.Monitor.patience.Store(int64(o.LeaseDuration))
 	if o.Identity == "" {
 		host, err := os.Hostname()
 		if err != nil {
@@ -92,7 +98,7 @@ func RunController(ctx context.Context, o Options) error {
 			return fmt.Errorf("lb: %w", err)
 		}
 	}
-	lock := &heldLock{Interface: &resourcelock.LeaseLock{
+	lock := &heldLock{monitor: o.Monitor, Interface: &resourcelock.LeaseLock{
 		LeaseMeta:  metav1.ObjectMeta{Namespace: o.LeaseNamespace, Name: "fairway-lb"},
 		Client:     client.CoordinationV1(),
 		LockConfig: resourcelock.ResourceLockConfig{Identity: o.Identity},
@@ -129,23 +135,39 @@ func RunController(ctx context.Context, o Options) error {
 }
 
 // heldLock notes whether the lock was ever got: the elector starts the leader's
-// work in a goroutine then, and does not say so itself.
+// work in a goroutine then, and does not say so itself. It also notes how the
+// election goes.
 type heldLock struct {
 	resourcelock.Interface
-	held atomic.Bool
+	monitor *Monitor
+	held    atomic.Bool
+}
+
+func (l *heldLock) Get(ctx context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
+	l.monitor.tried.Store(time.Now().UnixNano())
+	r, raw, err := l.Interface.Get(ctx)
+	if err == nil {
+		l.monitor.elected.Store(time.Now().UnixNano())
+	}
+	return r, raw, err
 }
 
 func (l *heldLock) Create(ctx context.Context, r resourcelock.LeaderElectionRecord) error {
+	l.monitor.tried.Store(time.Now().UnixNano())
 	return l.note(r, l.Interface.Create(ctx, r))
 }
 
 func (l *heldLock) Update(ctx context.Context, r resourcelock.LeaderElectionRecord) error {
+	l.monitor.tried.Store(time.Now().UnixNano())
 	return l.note(r, l.Interface.Update(ctx, r))
 }
 
 func (l *heldLock) note(r resourcelock.LeaderElectionRecord, err error) error {
-	if err == nil && r.HolderIdentity == l.Identity() {
-		l.held.Store(true)
+	if err == nil {
+		l.monitor.elected.Store(time.Now().UnixNano())
+		if r.HolderIdentity == l.Identity() {
+			l.held.Store(true)
+		}
 	}
 	return err
 }

@@ -16,6 +16,7 @@ import (
 	"fairway.dev/fairway/internal/announce"
 	"fairway.dev/fairway/internal/apiserver"
 	"fairway.dev/fairway/internal/dns"
+	"fairway.dev/fairway/internal/lb/daemon"
 	"fairway.dev/fairway/internal/node"
 	"fairway.dev/fairway/internal/proxy"
 	"fairway.dev/fairway/internal/proxy/nft"
@@ -112,9 +113,17 @@ func (s *system) runNode(ctx context.Context, h node.Handle, planes *countdown) 
 		})
 	}
 	if !s.opts.Host {
+		log := s.log.With("part", "announce")
+		monitor := announce.NewMonitor()
 		part("announce", func(ctx context.Context) error {
-			return announce.Run(ctx, announce.Options{NodeName: h.Name, NetNS: h.NetNS, Shared: s.speakers, Logger: s.log.With("part", "announce")})
+			return announce.Run(ctx, announce.Options{NodeName: h.Name, NetNS: h.NetNS, Shared: s.speakers, Monitor: monitor, Logger: log})
 		})
+		// As in a cluster, but for the node itself alone; there is one controller for all.
+		for port, monitor := range map[string]daemon.Part{daemon.DefaultHTTP: monitor, daemon.DefaultControllerHTTP: s.lbMonitor} {
+			wg.Go(func() {
+				daemon.Serve(ctx, h.NetNS.Listen, []string{"127.0.0.1" + port}, daemon.Handler(false, monitor), log.With("node", h.Name))
+			})
+		}
 	}
 	<-ctx.Done()
 }

@@ -91,6 +91,7 @@ func (s *system) startSpeakers() error {
 	if s.speakers, err = announce.NewShared(config, s.log.With("part", "announce")); err != nil {
 		return err
 	}
+	s.lbMonitor = lb.NewMonitor()
 	s.background("announce", func(ctx context.Context) error {
 		select {
 		case <-s.pools: // a watch of a kind that is not there fails, and comes back late
@@ -143,6 +144,7 @@ func (s *system) startLB() error {
 			// There is no other: after a crash it need not wait for its own Lease to run out.
 			Identity: "standalone",
 			PortBusy: portBusy,
+			Monitor:  s.lbMonitor,
 			Logger:   s.log.With("part", "lb"),
 		})
 	})

@@ -16,6 +16,7 @@ import (
 	"fairway.dev/fairway/internal/announce"
 	"fairway.dev/fairway/internal/apiserver"
 	"fairway.dev/fairway/internal/dns"
+	"fairway.dev/fairway/internal/lb"
 	"fairway.dev/fairway/internal/proxy/source"
 )
 
@@ -38,6 +39,8 @@ type system struct {
 	speakers *announce.Shared
 	// pools is closed once the API knows of address pools.
 	pools chan struct{}
+	// lbMonitor is the load balancer's controller's.
+	lbMonitor *lb.Monitor
 
 	// stops are undone from the last to the first.
 	stops []func()

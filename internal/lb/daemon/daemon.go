@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 
 	"github.com/spf13/pflag"
@@ -32,7 +33,11 @@ type Flags struct {
 	LeaseNamespace string
 	HeartbeatPort  uint16
 	HeartbeatKey   string
+	HTTP           []string
+	Profiling      bool
 	LogLevel       string
+
+	usual func() bool // --http was not given
 }
 
 // Add registers the flags.
@@ -45,6 +50,9 @@ func (f *Flags) Add(fs *pflag.FlagSet) {
 	fs.StringVar(&f.LeaseNamespace, "lease-namespace", "kube-system", "namespace of the Lease by which controllers elect their leader")
 	fs.Uint16Var(&f.HeartbeatPort, "heartbeat-port", announce.DefaultPort, "UDP port of the announcers' heartbeats, the same on all nodes")
 	fs.StringVar(&f.HeartbeatKey, "heartbeat-key-file", "", "file with a secret that signs heartbeats, the same on all nodes; without, heartbeats must come from the sending Node's internal address")
+	fs.StringSliceVar(&f.HTTP, "http", []string{DefaultHTTP}, "addresses for /metrics, /healthz and /readyz, each of them on every one; empty for none; with --announce=false by default "+DefaultControllerHTTP)
+	f.usual = func() bool { return !fs.Changed("http") }
+	fs.BoolVar(&f.Profiling, "profiling", false, "serve /debug/pprof beside the metrics")
 	fs.StringVar(&f.LogLevel, "log-level", "info", "debug, info, warn or error")
 	f.AddClient(fs)
 }
@@ -84,6 +92,10 @@ func (f *Flags) Run(ctx context.Context) error {
 		return fmt.Errorf("--log-level: %w", err)
 	}
 	logger := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	serve, err := f.addresses()
+	if err != nil {
+		return err
+	}
 	config, err := f.Config()
 	if err != nil {
 		return err
@@ -104,12 +116,15 @@ func (f *Flags) Run(ctx context.Context) error {
 			return fmt.Errorf("--heartbeat-key-file: %s has %d bytes, and a secret needs 16", f.HeartbeatKey, len(o.Key))
 		}
 	}
+	var parts []Part
 	g, ctx := errgroup.WithContext(ctx)
 	if f.Controller {
+		monitor := lb.NewMonitor()
+		parts = append(parts, monitor)
 		g.Go(func() error {
 			return lb.RunController(ctx, lb.Options{
 				Config: config, Classless: f.Classless, InstallCRDs: f.InstallCRDs,
-				LeaseNamespace: f.LeaseNamespace, Logger: logger.With("part", "lb"),
+				LeaseNamespace: f.LeaseNamespace, Monitor: monitor, Logger: logger.With("part", "lb"),
 			})
 		})
 	}
@@ -118,9 +133,16 @@ func (f *Flags) Run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		o.Shared = shared
+		o.Shared, o.Monitor = shared, announce.NewMonitor()
+		parts = append(parts, o.Monitor)
 		g.Go(func() error { return shared.Run(ctx) })
 		g.Go(func() error { return announce.Run(ctx, o) })
+	}
+	if len(serve) > 0 {
+		g.Go(func() error {
+			Serve(ctx, new(net.ListenConfig).Listen, serve, Handler(f.Profiling, parts...), logger)
+			return nil
+		})
 	}
 	return g.Wait()
 }

@@ -263,6 +263,28 @@ func (a *Allocator) Has(addr netip.Addr) bool { return a.poolOf(addr) != nil }
 // Waiting is how many Services lack an address.
 func (a *Allocator) Waiting() int { return a.pending.Len() }
 
+// Reasons counts the Services that lack an address, by why. It takes time in
+// proportion to them.
+func (a *Allocator) Reasons() map[string]int {
+	out := map[string]int{}
+	a.pending.Ascend(func(s *service) bool {
+		if s.pending != nil {
+			out[s.pending.Reason]++
+		}
+		return true
+	})
+	return out
+}
+
+// Usages is the Usage of every pool.
+func (a *Allocator) Usages() map[string]Usage {
+	out := make(map[string]Usage, len(a.pools))
+	for name := range a.pools {
+		out[name] = a.Usage(name)
+	}
+	return out
+}
+
 // Usage counts the addresses of a pool.
 func (a *Allocator) Usage(name string) Usage {
 	p := a.pools[name]

@@ -90,6 +90,12 @@ const (
 	ReasonPolicyDiffer = "PolicyDiffers"     // sharing needs the same traffic policy and, with Local, the same selector
 )
 
+// Reasons are all of them.
+var Reasons = []string{
+	ReasonNoPool, ReasonNoSuchPool, ReasonNotAllowed, ReasonExhausted, ReasonInUse,
+	ReasonPortClash, ReasonNotInPool, ReasonWrongFamily, ReasonPolicyDiffer,
+}
+
 // Pending says why a Service lacks an address.
 type Pending struct {
 	Reason  string
