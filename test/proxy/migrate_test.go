@@ -96,7 +96,7 @@ func (c *cluster) runOnNode(t *testing.T, name string, args ...string) string {
 // its rules.
 func (c *cluster) kubeProxy(t *testing.T, binary, mode string) *process {
 	t.Helper()
-	cmd := exec.Command(binary, "--kubeconfig", c.kubeconfig, "--hostname-override", "node-1", "--cluster-cidr", "10.244.0.0/16", "--proxy-mode", mode,
+	cmd := exec.Command(binary, "--kubeconfig", c.kubeconfig, "--hostname-override", "node-1", "--cluster-cidr", c.podCIDRs, "--proxy-mode", mode,
 		"--oom-score-adj", "0", "--conntrack-max-per-core", "0", "--conntrack-tcp-timeout-established", "0", "--conntrack-tcp-timeout-close-wait", "0",
 		// Those of our proxy are where kube-proxy's are in a cluster.
 		"--healthz-bind-address", "127.0.0.1:20256", "--metrics-bind-address", "127.0.0.1:20249")

@@ -49,6 +49,21 @@ type cluster struct {
 	client, node, servers *testenv.Host
 	api                   *fakeapi.Server
 	kubeconfig            string
+	podCIDRs              string
+}
+
+// connectAPI serves the API on the node and writes a kubeconfig for it.
+func (c *cluster) connectAPI(t *testing.T) {
+	t.Helper()
+	l := c.node.Listen(t, "tcp4", "127.0.0.1:6443")
+	srv := &http.Server{Handler: c.api}
+	go srv.Serve(l)
+	t.Cleanup(func() { srv.Close() })
+	c.kubeconfig = filepath.Join(t.TempDir(), "kubeconfig")
+	config := "apiVersion: v1\nkind: Config\nclusters: [{name: c, cluster: {server: \"http://127.0.0.1:6443\"}}]\ncontexts: [{name: x, context: {cluster: c, user: u}}]\nusers: [{name: u, user: {}}]\ncurrent-context: x\n"
+	if err := os.WriteFile(c.kubeconfig, []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
 }
 
 const (
@@ -61,7 +76,7 @@ func endpointIP(i int) string { return fmt.Sprintf("10.244.1.%d", 2+i) }
 
 func newCluster(t *testing.T) *cluster {
 	t.Helper()
-	c := &cluster{client: testenv.NewHost(t, "cl"), node: testenv.NewHost(t, "no"), servers: testenv.NewHost(t, "se"), api: fakeapi.New()}
+	c := &cluster{client: testenv.NewHost(t, "cl"), node: testenv.NewHost(t, "no"), servers: testenv.NewHost(t, "se"), api: fakeapi.New(), podCIDRs: "10.244.0.0/16"}
 	c.client.Connect(t, "eth0", c.node, "eth0")
 	c.node.Connect(t, "eth1", c.servers, "eth0")
 	c.client.AddAddr(t, "eth0", "192.0.2.2/24")
@@ -84,15 +99,7 @@ func newCluster(t *testing.T) *cluster {
 			Ports: []corev1.ServicePort{{Port: 80, NodePort: 30080, Protocol: corev1.ProtocolTCP}}}})
 	c.setEndpoints(0, 1, 2, 3)
 
-	l := c.node.Listen(t, "tcp4", "127.0.0.1:6443")
-	srv := &http.Server{Handler: c.api}
-	go srv.Serve(l)
-	t.Cleanup(func() { srv.Close() })
-	c.kubeconfig = filepath.Join(t.TempDir(), "kubeconfig")
-	config := "apiVersion: v1\nkind: Config\nclusters: [{name: c, cluster: {server: \"http://127.0.0.1:6443\"}}]\ncontexts: [{name: x, context: {cluster: c, user: u}}]\nusers: [{name: u, user: {}}]\ncurrent-context: x\n"
-	if err := os.WriteFile(c.kubeconfig, []byte(config), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	c.connectAPI(t)
 	return c
 }
 
@@ -131,18 +138,18 @@ type process struct {
 }
 
 // start runs a build on the node until it says that the table is complete.
-func (c *cluster) start(t *testing.T, binary string) *process {
+func (c *cluster) start(t *testing.T, binary string, flags ...string) *process {
 	t.Helper()
-	p := c.launch(t, binary)
+	p := c.launch(t, binary, flags...)
 	p.await(t, "")
 	return p
 }
 
 // launch runs a build on the node and waits for nothing.
-func (c *cluster) launch(t *testing.T, binary string) *process {
+func (c *cluster) launch(t *testing.T, binary string, flags ...string) *process {
 	t.Helper()
-	cmd := exec.Command(binary, "proxy", "--kubeconfig", c.kubeconfig, "--hostname-override", "node-1", "--cluster-cidr", "10.244.0.0/16", "--oom-score-adj", "0",
-		"--conntrack-max-per-core", "0", "--conntrack-tcp-timeout-established", "0", "--conntrack-tcp-timeout-close-wait", "0")
+	cmd := exec.Command(binary, append([]string{"proxy", "--kubeconfig", c.kubeconfig, "--hostname-override", "node-1", "--cluster-cidr", c.podCIDRs, "--oom-score-adj", "0",
+		"--conntrack-max-per-core", "0", "--conntrack-tcp-timeout-established", "0", "--conntrack-tcp-timeout-close-wait", "0"}, flags...)...)
 	errOut, err := cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
