@@ -71,6 +71,10 @@ bench-dns: ## compare DNS with CoreDNS: questions per second, latency, memory (n
 	@bench/dns.sh
 	@bench/dns.sh -services 100000 -rounds 3
 
+.PHONY: compare-dns
+compare-dns: ## ask CoreDNS and Fairway the same about a cluster full of odd things (needs root)
+	@bench/dns.sh -compare
+
 .PHONY: bench-api
 bench-api: ## start and size of the API server, and Services created per second
 	@bench/apiserver.sh

@@ -2,6 +2,7 @@
 # dns.sh: Fairway's DNS beside CoreDNS, answering the same records, in turns in
 # one run: questions per second, latencies, memory, start-up, and the ratios.
 #   bench/dns.sh [FLAG...]      flags of bench/dns, such as -services 100000
+#   bench/dns.sh -compare       no figures, but every kind of question: where do the two differ?
 # CoreDNS is built once from its Go module, at this version, into a cache outside
 # this module. Needs root: it makes a network namespace of its own.
 set -euo pipefail

@@ -3,6 +3,10 @@
 // per second, latencies, processor time for each question, memory, and the time
 // from start to ready; and the ratios. bench/dns.sh builds what it needs.
 //
+// With -compare it measures nothing and asks both every kind of question about
+// a cluster full of odd things instead; it fails if they differ in a way that
+// differences.go has no reason for.
+//
 // Everything happens in a network namespace of its own, on its loopback.
 package main
 
@@ -33,6 +37,10 @@ var (
 	window   = flag.Int("window", 128, "how many questions are under way at once")
 	rate     = flag.Int("rate", 5000, "questions per second for the latency at an even load")
 	startups = flag.Int("startups", 3, "how many times each is started to see how long that takes")
+
+	compare = flag.Bool("compare", false, "measure nothing: ask both everything about a cluster full of odd things, and say where they differ")
+	seed    = flag.Uint64("seed", 0, "of the odd things and of what becomes of them; 0 for another one each time")
+	changes = flag.Int("changes", 3, "how many times the odd things change, and all is asked again")
 )
 
 func main() {
@@ -61,9 +69,6 @@ func run() error {
 	defer os.RemoveAll(dir)
 
 	api := fakeapi.New()
-	questions := fill(api, *services)
-	known := new(dns.Msg)
-	known.SetQuestion("service-1.ns-0.svc.cluster.local.", dns.TypeA)
 	l, err := ns.Listen(context.Background(), "tcp", "127.0.0.1:6443")
 	if err != nil {
 		return err
@@ -71,8 +76,14 @@ func run() error {
 	web := &http.Server{Handler: api}
 	go web.Serve(l)
 	defer web.Close()
+	if *compare {
+		return comparison(ns, dir, api)
+	}
+	questions := fill(api, *services)
+	known := new(dns.Msg)
+	known.SetQuestion("service-1.ns-0.svc.cluster.local.", dns.TypeA)
 
-	all, err := candidates(dir)
+	all, err := candidates(dir, "insecure", false)
 	if err != nil {
 		return err
 	}
@@ -132,12 +143,16 @@ func loopbackUp() error {
 	return netlink.LinkSetUp(lo)
 }
 
-// candidates are the servers, Fairway first, each with ports of its own.
-func candidates(dir string) ([]*candidate, error) {
+// upstream is whom both ask about other names. When they are measured nobody is there.
+const upstream = "127.0.0.1:5390"
+
+// candidates are the servers, Fairway first, each with ports of its own. pods
+// says which names of Pods have addresses, forward whether CoreDNS asks the upstream.
+func candidates(dir, pods string, forward bool) ([]*candidate, error) {
 	out := []*candidate{{
 		name: "fairway", dns: "127.0.0.1:5301", ready: "http://127.0.0.1:8181/ready",
 		args: []string{*fairway, "dns", "--master", "http://127.0.0.1:6443", "--listen", "127.0.0.1:5301",
-			"--http", "127.0.0.1:8181", "--upstream", "127.0.0.1:5390", "--lameduck", "0s", "--log-level", "error"},
+			"--http", "127.0.0.1:8181", "--upstream", upstream, "--pods", pods, "--lameduck", "0s", "--log-level", "error"},
 	}}
 	if *coredns == "" {
 		return out, nil
@@ -146,14 +161,18 @@ func candidates(dir string) ([]*candidate, error) {
 	if *cached {
 		cache = "cache 30"
 	}
+	bind := "bind 127.0.0.1"
+	if forward {
+		cache, bind = "forward . "+upstream, "" // by its interfaces' addresses it finds its own Service
+	}
 	// kubeadm's Corefile, but for the upstreams and what watches the file itself.
 	corefile := fmt.Sprintf(`.:5302 {
- bind 127.0.0.1
+ %s
  errors
  ready 127.0.0.1:8182
  kubernetes cluster.local in-addr.arpa ip6.arpa {
   endpoint http://127.0.0.1:6443
-  pods insecure
+  pods %s
   fallthrough in-addr.arpa ip6.arpa
   ttl 5
  }
@@ -161,7 +180,7 @@ func candidates(dir string) ([]*candidate, error) {
  %s
  loadbalance
 }
-`, cache)
+`, bind, pods, cache)
 	path := filepath.Join(dir, "Corefile")
 	if err := os.WriteFile(path, []byte(corefile), 0o644); err != nil {
 		return nil, err

@@ -114,15 +114,16 @@ state = %q
 }
 
 // ProgramImage gives a Containerd an image that holds a static program as its
-// entry point, at the root, and nothing else.
-func ProgramImage(t testing.TB, socket, name, program string) {
+// entry point, at the root, and nothing else. user is whom it runs as, "UID:GID",
+// root if empty.
+func ProgramImage(t testing.TB, socket, name, program, user string) {
 	t.Helper()
 	b, err := os.ReadFile(program)
 	if err != nil {
 		t.Fatal(err)
 	}
 	base := filepath.Base(program)
-	load(t, socket, image(t, imageConfig{Entrypoint: []string{"/" + base}}, []tarFile{{base, b, 0o755}}, name))
+	load(t, socket, image(t, imageConfig{Entrypoint: []string{"/" + base}, User: user}, []tarFile{{base, b, 0o755}}, name))
 }
 
 // load imports an image where the cri plugin looks for it.
@@ -138,6 +139,7 @@ func load(t testing.TB, socket string, tarball []byte) {
 // imageConfig is the "config" of an OCI image configuration.
 type imageConfig struct {
 	Entrypoint, Cmd, Env []string `json:",omitempty"`
+	User                 string   `json:",omitempty"`
 }
 
 // busybox are the files of an image with busybox and a page.

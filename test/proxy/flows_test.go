@@ -117,7 +117,7 @@ func TestUDPFlows(t *testing.T) {
 	for i := range endpoints {
 		go sayName(c.servers.ListenPacket(t, "udp4", endpointIP(i)+":5353"))
 	}
-	binary := build(t, "one")
+	binary := testenv.NodeProgram(t, "one")
 	p := c.start(t, binary)
 	cluster, port := c.flow(t, "10.96.0.53:53"), c.flow(t, "192.0.2.1:30053")
 	both := func(what string, which ...int) {
@@ -191,7 +191,7 @@ func TestSCTPFlows(t *testing.T) {
 			}
 		}()
 	}
-	program := build(t, "one")
+	program := testenv.NodeProgram(t, "one")
 	p := c.start(t, program)
 	client := c.client.ListenPacket(t, "ip4:132", "0.0.0.0")
 	to := &net.IPAddr{IP: net.ParseIP(sctpFlows.ip)}

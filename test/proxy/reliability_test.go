@@ -30,18 +30,6 @@ import (
 	"fairway.dev/fairway/internal/testenv"
 )
 
-// build makes the binary, with a version that tells one build from another.
-func build(t *testing.T, version string) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "fairway-node-"+version)
-	cmd := exec.Command("go", "build", "-ldflags=-w -X fairway.dev/fairway/internal/version.Version="+version, "-o", path, "fairway.dev/fairway/cmd/fairway-node")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build: %v\n%s", err, out)
-	}
-	return path
-}
-
 // cluster is a node between clients and servers, with an API to watch.
 //
 //	client 192.0.2.2 — 192.0.2.1 node 10.244.1.1 — 10.244.1.2… servers
@@ -310,7 +298,7 @@ func (l *load) check(t *testing.T, atLeast int64) {
 func TestKill(t *testing.T) {
 	testenv.RequireRoot(t)
 	c := newCluster(t)
-	binary := build(t, "one")
+	binary := testenv.NodeProgram(t, "one")
 	p := c.start(t, binary)
 	l := c.load(t)
 	for i := range 12 {
@@ -341,7 +329,7 @@ func TestKill(t *testing.T) {
 func TestUpgrade(t *testing.T) {
 	testenv.RequireRoot(t)
 	c := newCluster(t)
-	one, two := build(t, "one"), build(t, "two")
+	one, two := testenv.NodeProgram(t, "one"), testenv.NodeProgram(t, "two")
 	p := c.start(t, one)
 	l := c.load(t)
 	at := func(what string) { t.Log(time.Now().Format("05.000 "), what) }
@@ -377,7 +365,7 @@ func TestUpgrade(t *testing.T) {
 func TestCleanup(t *testing.T) {
 	testenv.RequireRoot(t)
 	c := newCluster(t)
-	binary := build(t, "one")
+	binary := testenv.NodeProgram(t, "one")
 	p := c.start(t, binary)
 	conn, err := c.client.Dial("tcp4", clusterIP, 20*time.Second)
 	if err != nil {

@@ -1,5 +1,5 @@
 // Package fakeapi is a small stand-in for a Kubernetes API server: it lists and
-// watches Services, EndpointSlices, Nodes, ServiceCIDRs and Namespaces in
+// watches Services, EndpointSlices, Nodes, ServiceCIDRs, Namespaces and Pods in
 // protobuf, from memory, with streaming lists, bookmarks and versions that can be too old.
 //
 // It is for benchmarks, where the server must cost next to nothing (every
@@ -68,6 +68,7 @@ const (
 	Nodes          = "/api/v1/nodes"
 	ServiceCIDRs   = "/apis/networking.k8s.io/v1/servicecidrs"
 	Namespaces     = "/api/v1/namespaces"
+	Pods           = "/api/v1/pods"
 )
 
 // New returns an empty Server.
@@ -78,6 +79,7 @@ func New() *Server {
 		Nodes:          newKind("v1", "Node"),
 		ServiceCIDRs:   newKind("networking.k8s.io/v1", "ServiceCIDR"),
 		Namespaces:     newKind("v1", "Namespace"),
+		Pods:           newKind("v1", "Pod"),
 	}}
 	s.changed = sync.NewCond(&s.mu)
 	return s

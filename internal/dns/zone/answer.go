@@ -13,6 +13,9 @@ import (
 // SchemaVersion is the version of the specification that the names follow.
 const SchemaVersion = "1.1.0"
 
+// versionTTL is for how many seconds that may be held: the specification's example.
+const versionTTL = 28800
+
 // Outcome is what became of a question.
 type Outcome struct {
 	// Mine is false for a name that is not the cluster's: ask elsewhere.
@@ -101,7 +104,7 @@ func (a *answer) name() {
 		a.inPods()
 	case string(top) == "dns-version" && a.rest == 1:
 		if a.wants(dns.TypeTXT) {
-			a.add(a.r.TXT(wire.QuestionName, a.s.opts.TTL, SchemaVersion))
+			a.add(a.r.TXT(wire.QuestionName, versionTTL, SchemaVersion))
 		}
 	case string(top) == "dns":
 		if a.rest == 1 {
@@ -189,7 +192,10 @@ func (a *answer) inServices() {
 
 // service answers for <service>.<ns>.svc.<zone>.
 func (a *answer) service(e *entry) {
-	if e.svc.external != nil {
+	if e.svc.has&alias != 0 {
+		if e.svc.external == nil {
+			return
+		}
 		if a.add(a.r.Name(wire.QuestionName, dns.TypeCNAME, a.s.opts.TTL, wire.Target{Name: e.svc.external})) &&
 			a.q.Type != dns.TypeCNAME && a.q.Type != dns.TypeANY {
 			a.Alias = e.svc.external
@@ -247,7 +253,7 @@ func (a *answer) addressLists(owner int, v4 [][4]byte, v6 [][16]byte, asAnswer b
 
 // endpoint answers for <hostname>.<service>.<ns>.svc.<zone>.
 func (a *answer) endpoint(e *entry) {
-	if e.svc.external != nil {
+	if e.svc.has&alias != 0 {
 		a.nxdomain()
 		return
 	}
@@ -262,7 +268,7 @@ func (a *answer) endpoint(e *entry) {
 	if h := e.hosts[string(label)]; h != nil {
 		a.addressLists(wire.QuestionName, h.v4, h.v6, true)
 		if a.q.Type == dns.TypeSRV {
-			a.srv(e, nil, nil)
+			a.endpointSRV(e, nil, nil, func(sl *slice, i int) bool { return sl.host(i) == string(label) })
 		}
 		return
 	}
@@ -278,14 +284,20 @@ func (a *answer) endpoint(e *entry) {
 	if addr.Is6() && a.wants(dns.TypeAAAA) {
 		a.add(a.r.AAAA(wire.QuestionName, a.s.opts.TTL, addr.As16()))
 	}
+	if a.q.Type == dns.TypeSRV {
+		b := addr.AsSlice()
+		a.endpointSRV(e, nil, nil, func(sl *slice, i int) bool { return sl.host(i) == "" && bytes.Equal(sl.addr(i), b) })
+	}
 }
 
 // has reports whether a ready endpoint without a hostname has the address.
 func (e *entry) has(addr netip.Addr) bool {
 	b := addr.AsSlice()
 	for _, sl := range e.slices {
-		if i := sl.index(b); i >= 0 && sl.host(i) == "" && e.counts(sl, i) {
-			return true
+		for i := sl.index(b, 0); i >= 0; i = sl.index(b, i+1) {
+			if sl.host(i) == "" && e.counts(sl, i) {
+				return true
+			}
 		}
 	}
 	return false

@@ -165,12 +165,13 @@ func (x *podIndex) has(ns []byte, addr [16]byte) bool {
 	return x.m[podKey{string(ns), addr}] > 0
 }
 
-// index is where an address is in a slice, or -1.
-func (s *slice) index(addr []byte) int {
+// index is where in a slice an address is, from the from'th endpoint on, or -1.
+// It may be there more than once.
+func (s *slice) index(addr []byte, from int) int {
 	if len(addr) != int(s.size) {
 		return -1
 	}
-	for i := range s.len() {
+	for i := from; i < s.len(); i++ {
 		if bytes.Equal(s.addr(i), addr) {
 			return i
 		}

@@ -74,7 +74,7 @@ type service struct {
 	has flags
 	// ports of the Service itself, for SRV
 	ports []port
-	// external is the externalName in wire form; nil unless it is one.
+	// external is an alias's externalName in wire form; nil if that is no name.
 	external []byte
 }
 
@@ -85,6 +85,8 @@ const (
 	has6
 	headless
 	publishNotReady
+	// alias is a Service of type ExternalName, be its externalName of use or not.
+	alias
 )
 
 func (s *service) DeepCopyObject() runtime.Object { c := *s; return &c }
@@ -92,6 +94,7 @@ func (s *service) DeepCopyObject() runtime.Object { c := *s; return &c }
 func newService(o *corev1.Service) *service {
 	s := &service{head: newHead(o)}
 	if o.Spec.Type == corev1.ServiceTypeExternalName {
+		s.has = alias
 		name := strings.TrimSuffix(o.Spec.ExternalName, ".")
 		// An address in the place of a name is no name (the API's own documentation says so).
 		if _, err := netip.ParseAddr(name); err != nil && name != "" {

@@ -1,7 +1,9 @@
 package zone
 
 import (
+	"bytes"
 	"net/netip"
+	"slices"
 
 	"github.com/miekg/dns"
 
@@ -49,39 +51,52 @@ func (s *Store) pointers(addr netip.Addr, yield func(wire.Target) bool) bool {
 		yield(s.serviceName(nil, svc.ns, svc.name))
 		return true
 	}
-	// A Pod behind several Services has one name that was meant for it, if it
-	// has a hostname; else that in a headless Service; else any.
-	const ranks = 3
+	// A Pod behind several Services has first the name that was meant for it, if
+	// it has a hostname; then that in each headless Service, where the
+	// specification wants one (section 2.4.3); only without those any other.
+	const (
+		meant = iota
+		inHeadless
+		other
+		ranks
+	)
 	var best [ranks][]wire.Target
 	b := addr.AsSlice()
 	for _, sl := range in {
-		i := sl.index(b)
-		if i < 0 {
-			continue
-		}
 		e := s.lookup([]byte(serviceKey(sl.ns, sl.service)))
-		if e == nil || e.svc == nil || e.svc.external != nil || !e.counts(sl, i) {
+		if e == nil || e.svc == nil || e.svc.has&alias != 0 {
 			continue
 		}
-		rank := 2
-		if sl.host(i) != "" {
-			rank = 0
-		} else if e.svc.has&headless != 0 {
-			rank = 1
-		}
-		best[rank] = append(best[rank], s.serviceName(sl.label(nil, i), sl.ns, sl.service))
-	}
-	for _, targets := range best {
-		for _, t := range targets {
-			if !yield(t) {
-				break
+		for i := sl.index(b, 0); i >= 0; i = sl.index(b, i+1) {
+			if !e.counts(sl, i) {
+				continue
+			}
+			rank := other
+			if sl.host(i) != "" {
+				rank = meant
+			} else if e.svc.has&headless != 0 {
+				rank = inHeadless
+			}
+			t := s.serviceName(sl.label(nil, i), sl.ns, sl.service)
+			// It may be in two slices while it moves from one to the other.
+			if !slices.ContainsFunc(best[rank], func(o wire.Target) bool { return bytes.Equal(o.Labels, t.Labels) }) {
+				best[rank] = append(best[rank], t)
 			}
 		}
-		if len(targets) > 0 {
-			return true
+	}
+	found := false
+	for rank, targets := range best {
+		if rank == other && found {
+			break
+		}
+		for _, t := range targets {
+			found = true
+			if !yield(t) {
+				return true
+			}
 		}
 	}
-	return false
+	return found
 }
 
 // serviceName is [label.]name.ns.svc.<zone>.

@@ -18,7 +18,7 @@ const (
 // port answers for _<port>._<proto>.<service>.<ns>.svc.<zone>.
 func (a *answer) port(e *entry) {
 	name, proto := a.label(5), a.label(4)
-	if e.svc.external != nil || len(name) < 2 || name[0] != '_' || len(proto) < 2 || proto[0] != '_' ||
+	if e.svc.has&alias != 0 || len(name) < 2 || name[0] != '_' || len(proto) < 2 || proto[0] != '_' ||
 		!e.hasPort(name[1:], proto[1:]) {
 		a.nxdomain()
 		return
@@ -70,114 +70,129 @@ func (e *entry) hasPort(name, proto []byte) bool {
 // Service's own three labels before the zone at its end; and the addresses of
 // their targets as far as there is room.
 func (a *answer) srv(e *entry, name, proto []byte) {
-	at := a.rest - 3
-	owner := wire.QuestionName
-	// The Service's name, its letters as the asker wrote them.
-	own := a.q.RawName()[a.q.Labels[at]:]
-	if e.svc.has&headless == 0 && a.rest != 4 {
-		target := 0
-		for i := range e.svc.ports {
-			if p := &e.svc.ports[i]; p.matches(name, proto) {
-				off, ok := a.r.SRV(owner, a.s.opts.TTL, srvPriority, srvWeight, p.number, wire.Target{Name: own})
-				if !a.add(ok) {
-					return
-				}
-				target = off
-			}
-		}
-		if target != 0 {
-			a.r.Additional()
-			a.more(target, e.svc.has&has4 != 0, e.svc.v4, e.svc.has&has6 != 0, e.svc.v6)
-		}
+	if e.svc.has&headless != 0 {
+		a.endpointSRV(e, name, proto, nil)
 		return
 	}
-	a.endpointSRV(e, name, proto, own)
+	target := 0
+	for i := range e.svc.ports {
+		p := &e.svc.ports[i]
+		if !p.matches(name, proto) || e.svc.hasBefore(i, name, proto) {
+			continue
+		}
+		off, ok := a.r.SRV(wire.QuestionName, a.s.opts.TTL, srvPriority, srvWeight, p.number, wire.Target{Name: a.ownName()})
+		if !a.add(ok) {
+			return
+		}
+		target = off
+	}
+	if target != 0 {
+		a.r.Additional()
+		a.more(target, e.svc.has&has4 != 0, e.svc.v4, e.svc.has&has6 != 0, e.svc.v6)
+	}
+}
+
+// hasBefore reports whether a port before the i'th makes the same record: one
+// number may be there for several protocols, but a record only once (RFC 2181 section 5).
+func (s *service) hasBefore(i int, name, proto []byte) bool {
+	for j := range i {
+		if s.ports[j].number == s.ports[i].number && s.ports[j].matches(name, proto) {
+			return true
+		}
+	}
+	return false
+}
+
+// ownName is the Service's name, its letters as the asker wrote them.
+func (a *answer) ownName() []byte { return a.q.RawName()[a.q.Labels[a.rest-3]:] }
+
+// endpointID tells one endpoint of a Service from another: by its hostname, or
+// if it has none by its address.
+type endpointID struct {
+	host string
+	addr [16]byte
+}
+
+func (s *slice) id(i int) endpointID {
+	if h := s.host(i); h != "" {
+		return endpointID{host: h}
+	}
+	return endpointID{addr: key16(s.addr(i))}
 }
 
 // srvTarget is a target written, for the additional section.
 type srvTarget struct {
-	off   int
-	slice *slice
-	index int
+	id   endpointID
+	addr []byte
 }
 
-// endpointSRV writes a record for each ready endpoint and port that match.
-func (a *answer) endpointSRV(e *entry, name, proto, own []byte) {
-	only := []byte(nil)
-	if a.rest == 4 {
-		only = a.label(4)
-	}
-	type hostPort struct {
-		host string
+// endpointSRV writes a record for each ready endpoint and port that match; of
+// the endpoints only those that only reports true for, all if it is nil.
+func (a *answer) endpointSRV(e *entry, name, proto []byte, only func(*slice, int) bool) {
+	type record struct {
+		endpointID
 		port uint16
 	}
+	own := a.ownName()
 	var targets []srvTarget
-	var seen map[hostPort]bool // an endpoint with a hostname may be in a slice of each family
+	// An endpoint may be in a slice of each family, or in two while it moves; a
+	// port number may be there for several protocols.
+	seen := map[record]bool{}
+	offsets := map[endpointID]int{}
 	var buf [64]byte
 	for _, sl := range e.slices {
 		for i := range sl.len() {
-			if !e.counts(sl, i) {
+			if !e.counts(sl, i) || only != nil && !only(sl, i) {
 				continue
 			}
-			label := sl.label(buf[:0], i)
-			if only != nil && string(only) != string(label[1:]) {
-				continue
-			}
+			id, any := sl.id(i), false
 			for j := range sl.ports {
 				p := &sl.ports[j]
 				if !p.matches(name, proto) {
 					continue
 				}
-				if host := sl.host(i); host != "" {
-					k := hostPort{host, p.number}
-					if seen[k] {
-						targets = append(targets, srvTarget{0, sl, i})
-						continue
-					}
-					if seen == nil {
-						seen = map[hostPort]bool{}
-					}
-					seen[k] = true
+				any = true
+				r := record{id, p.number}
+				if seen[r] {
+					continue
 				}
-				off, ok := a.r.SRV(wire.QuestionName, a.s.opts.TTL, srvPriority, srvWeight, p.number, wire.Target{Labels: label, Name: own})
+				seen[r] = true
+				off, ok := a.r.SRV(wire.QuestionName, a.s.opts.TTL, srvPriority, srvWeight, p.number, wire.Target{Labels: sl.label(buf[:0], i), Name: own})
 				if !a.add(ok) {
 					return
 				}
-				targets = append(targets, srvTarget{off, sl, i})
+				if offsets[id] == 0 {
+					offsets[id] = off
+				}
+			}
+			if any {
+				targets = append(targets, srvTarget{id, sl.addr(i)})
 			}
 		}
 	}
-	a.targetAddresses(targets)
+	a.targetAddresses(targets, offsets)
 }
 
 // targetAddresses writes each target's addresses once, as far as they fit.
-func (a *answer) targetAddresses(targets []srvTarget) {
+// offsets is where in the message each target's name is.
+func (a *answer) targetAddresses(targets []srvTarget, offsets map[endpointID]int) {
 	a.r.Additional()
-	offsets := map[string]int{}
-	type pair struct {
-		slice *slice
-		index int
+	type address struct {
+		endpointID
+		addr [16]byte
 	}
-	done := map[pair]bool{}
+	done := map[address]bool{}
 	for _, t := range targets {
-		off := t.off
-		if host := t.slice.host(t.index); host != "" {
-			if off == 0 {
-				off = offsets[host]
-			} else if offsets[host] == 0 {
-				offsets[host] = off
-			}
-		}
-		if off == 0 || done[pair{t.slice, t.index}] {
+		k := address{t.id, key16(t.addr)}
+		if done[k] {
 			continue
 		}
-		done[pair{t.slice, t.index}] = true
-		b := t.slice.addr(t.index)
+		done[k] = true
 		var ok bool
-		if len(b) == 4 {
-			ok = a.r.A(off, a.s.opts.TTL, [4]byte(b))
+		if len(t.addr) == 4 {
+			ok = a.r.A(offsets[t.id], a.s.opts.TTL, [4]byte(t.addr))
 		} else {
-			ok = a.r.AAAA(off, a.s.opts.TTL, [16]byte(b))
+			ok = a.r.AAAA(offsets[t.id], a.s.opts.TTL, [16]byte(t.addr))
 		}
 		if !ok {
 			return

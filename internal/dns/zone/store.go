@@ -207,7 +207,7 @@ func (s *Store) touch() {
 // resolve works out what the slices say.
 func (e *entry) resolve() {
 	e.ready = &noEndpoints
-	if e.svc == nil || e.svc.external != nil {
+	if e.svc == nil || e.svc.has&alias != 0 {
 		return
 	}
 	if e.svc.has&headless == 0 && !slices.ContainsFunc(e.slices, func(sl *slice) bool { return sl.hosts != nil }) {

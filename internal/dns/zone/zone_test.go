@@ -158,7 +158,7 @@ func TestNames(t *testing.T) {
 	}{
 		// The specification's own examples, section by section. Time to live, priority and weight are the implementation's.
 		// 2.2 Record for Schema Version
-		{"dns-version.cluster.local.", dns.TypeTXT, ok(`dns-version.cluster.local. 5 IN TXT "1.1.0"`)},
+		{"dns-version.cluster.local.", dns.TypeTXT, ok(`dns-version.cluster.local. 28800 IN TXT "1.1.0"`)},
 		// 2.3.1 A/AAAA Record
 		{"kubernetes.default.svc.cluster.local.", dns.TypeA, ok("kubernetes.default.svc.cluster.local. 5 IN A 10.3.0.1")},
 		{"kubernetes.default.svc.cluster.local.", dns.TypeAAAA, ok("kubernetes.default.svc.cluster.local. 5 IN AAAA 2001:db8::1")},
