@@ -58,7 +58,7 @@ func TestLikeKubeProxy(t *testing.T) {
 
 	theirs, ours := newSide(t, "kube-proxy"), newSide(t, "fairway")
 	theirs.kubeProxy(t, upstream, "nftables")
-	ours.start(t, build(t, "one"), "--proxy-mode", "nftables")
+	ours.start(t, testenv.NodeProgram(t, "one"), "--proxy-mode", "nftables")
 	var w world
 	asked, seen := 0, map[string]int{}
 	for round := range worlds {

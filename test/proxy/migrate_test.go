@@ -25,7 +25,7 @@ func TestFromKubeProxyAndBack(t *testing.T) {
 		t.Skip("FAIRWAY_KUBE_PROXY names no kube-proxy; `make test-kube-proxy` builds one")
 	}
 	testenv.RequireRoot(t)
-	binary := build(t, "one")
+	binary := testenv.NodeProgram(t, "one")
 	for mode, program := range map[string]string{"nftables": "nft", "iptables": "iptables"} {
 		t.Run(mode, func(t *testing.T) {
 			if _, err := exec.LookPath(program); err != nil {
