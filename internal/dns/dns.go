@@ -19,6 +19,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -123,6 +124,11 @@ func New(o Options) (*DNS, error) {
 	}
 	d.registry.MustRegister(programmed, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if !o.NoForward {
+		for stub := range o.Stubs {
+			if own := "." + d.store.Domain(); strings.HasSuffix("."+strings.Trim(strings.ToLower(stub), "."), own) {
+				return nil, fmt.Errorf("stub domain %s is within the cluster domain %s, all of whose names this server answers for itself", stub, d.store.Domain())
+			}
+		}
 		self := append([]netip.Addr(nil), o.ServiceIPs...)
 		for _, a := range o.Addrs {
 			if !a.Addr().IsUnspecified() && a.Port() == 53 {
@@ -161,7 +167,7 @@ func (d *DNS) Run(ctx context.Context) error {
 	late, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()
 	var wg sync.WaitGroup
-	wg.Go(func() { d.store.Watch(ctx, d.opts.Client) })
+	wg.Go(func() { d.store.Watch(late, d.opts.Client) }) // what is told until the end is still true
 	if d.opts.OnSync != nil {
 		wg.Go(func() {
 			if d.waitSync(ctx) && sleep(ctx, time.Second) {

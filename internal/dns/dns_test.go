@@ -87,7 +87,7 @@ func TestLife(t *testing.T) {
 			synced := make(chan struct{})
 			web := freePort(t)
 			d, err := dns.New(dns.Options{Client: client, Addrs: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:0")}, HTTP: []string{web},
-				Lameduck: 2 * time.Second, NoForward: true, OnSync: func() { close(synced) }})
+				Lameduck: 3 * time.Second, NoForward: true, OnSync: func() { close(synced) }})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -131,6 +131,10 @@ func TestLife(t *testing.T) {
 			if got := ask(); got != "NXDOMAIN" {
 				t.Errorf("asked when about to stop: %s", got)
 			}
+			// What it tells until then is still true.
+			svc.Spec.ClusterIP = "10.96.0.21"
+			api.Set(fakeapi.Services, svc)
+			eventually(t, "the name is back though it is about to stop", func() bool { return ask() == "NOERROR" })
 			if err := <-done; err != nil {
 				t.Error(err)
 			}
@@ -201,6 +205,15 @@ func TestFlags(t *testing.T) {
 	}
 	if _, err := dns.New(o); err != nil {
 		t.Error(err)
+	}
+	for _, within := range []string{"cluster.local", "Corp.Cluster.Local."} {
+		o, err := parse("--stub-domain=" + within + "=10.1.1.1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := dns.New(o); err == nil || !strings.Contains(err.Error(), within) {
+			t.Errorf("stub domain %s: %v, want an error that names it", within, err)
+		}
 	}
 	for _, bad := range []string{"--listen=web:53", "--upstream=ns.example", "--stub-domain=corp.example", "--stub-domain=a=b", "--reverse-zone=10.0.0.0",
 		"--ttl=1500ms", "--ttl=0s", "--service-ip=x", "--log-level=loud"} {

@@ -83,17 +83,16 @@ const headerLen = 12
 // (RFC 2308 section 5: the lesser of the SOA's own time to live and its last field).
 func lifetime(m *dns.Msg) (time.Duration, bool) {
 	switch {
-	case m.Rcode == dns.RcodeSuccess && len(m.Answer) > 0:
-		ttl := uint32(maxTTL / time.Second)
-		for _, rr := range m.Answer {
-			ttl = min(ttl, rr.Header().Ttl)
-		}
-		if !answers(m) { // a CNAME that leads to nothing
-			return min(time.Duration(ttl)*time.Second, negativeTTL(m)), true
-		}
-		return time.Duration(ttl) * time.Second, false
 	case m.Rcode == dns.RcodeSuccess || m.Rcode == dns.RcodeNameError:
-		return negativeTTL(m), true
+		ttl := maxTTL
+		for _, rr := range m.Answer {
+			ttl = min(ttl, time.Duration(rr.Header().Ttl)*time.Second)
+		}
+		if m.Rcode == dns.RcodeSuccess && len(m.Answer) > 0 && answers(m) {
+			return ttl, false
+		}
+		// Nothing at all, or a CNAME that leads to nothing.
+		return min(ttl, negativeTTL(m)), true
 	default:
 		return failureTTL, false
 	}

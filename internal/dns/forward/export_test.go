@@ -12,3 +12,6 @@ import (
 func NewAnswerForTest(q *wire.Query, m *dns.Msg) (*Answer, error) {
 	return newAnswer(key{name: string(q.Name), typ: q.Type}, m, time.Now())
 }
+
+// LifetimeForTest is for how long an answer holds.
+func LifetimeForTest(a *Answer) time.Duration { return a.ttl }

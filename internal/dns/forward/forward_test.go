@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -251,6 +252,66 @@ func TestLargeAnswer(t *testing.T) {
 	}
 }
 
+// Who validates is asked to say so, and who asks for it is told.
+func TestAuthenticData(t *testing.T) {
+	u := newUpstream(t, func(w dns.ResponseWriter, m *dns.Msg) {
+		r := new(dns.Msg)
+		r.SetReply(m).AuthenticatedData = m.AuthenticatedData
+		rr, _ := dns.NewRR("www.example.org. 60 IN A 192.0.2.1")
+		r.Answer = []dns.RR{rr}
+		w.WriteMsg(r)
+	})
+	r := start(t, forward.Options{Upstreams: []netip.AddrPort{u.addr}})
+	for _, want := range []bool{false, true, false} {
+		m, err := ask(t, r, query(t, "www.example.org.", dns.TypeA, func(m *dns.Msg) { m.AuthenticatedData = want }))
+		if err != nil || m.AuthenticatedData != want {
+			t.Errorf("asked with AD %v: %v, %v", want, m, err)
+		}
+	}
+}
+
+// An answer holds no longer than any of its records, nor than its denial.
+func TestHowLongItHolds(t *testing.T) {
+	const cname, soa = "www.example.org. %d IN CNAME x.example.org.", "example.org. %d IN SOA a. b. 1 2 3 4 %d"
+	for _, tt := range []struct {
+		rcode       int
+		answer, soa string
+		want        int // seconds; 0 for not at all
+	}{
+		{dns.RcodeSuccess, "www.example.org. 20 IN A 192.0.2.1", "", 20},
+		{dns.RcodeSuccess, "www.example.org. 90000 IN A 192.0.2.1", "", 3600},
+		{dns.RcodeSuccess, "www.example.org. 0 IN A 192.0.2.1", "", 0},
+		{dns.RcodeSuccess, "", fmt.Sprintf(soa, 60, 30), 30},
+		{dns.RcodeNameError, "", fmt.Sprintf(soa, 30, 60), 30},
+		{dns.RcodeNameError, "", fmt.Sprintf(soa, 3000, 3000), 300},
+		{dns.RcodeNameError, "", "", 0},
+		{dns.RcodeSuccess, fmt.Sprintf(cname, 20), fmt.Sprintf(soa, 60, 60), 20},
+		{dns.RcodeNameError, fmt.Sprintf(cname, 20), fmt.Sprintf(soa, 60, 60), 20},
+		{dns.RcodeNameError, fmt.Sprintf(cname, 60), fmt.Sprintf(soa, 20, 60), 20},
+	} {
+		q := query(t, "www.example.org.", dns.TypeA, func(m *dns.Msg) { m.SetEdns0(1232, false) })
+		m := new(dns.Msg)
+		m.SetQuestion("www.example.org.", dns.TypeA)
+		m.Response, m.Rcode = true, tt.rcode
+		for _, s := range []string{tt.answer, tt.soa} {
+			if rr, err := dns.NewRR(s); err != nil {
+				t.Fatal(err)
+			} else if rr != nil && s == tt.soa {
+				m.Ns = []dns.RR{rr}
+			} else if rr != nil {
+				m.Answer = []dns.RR{rr}
+			}
+		}
+		a, err := forward.NewAnswerForTest(q, m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := forward.LifetimeForTest(a); got != time.Duration(tt.want)*time.Second {
+			t.Errorf("%s %q %q: holds for %v, want %ds", dns.RcodeToString[tt.rcode], tt.answer, tt.soa, got, tt.want)
+		}
+	}
+}
+
 func TestTimeToLiveRunsDown(t *testing.T) {
 	u := newUpstream(t, with("www.example.org. 60 IN A 192.0.2.1"))
 	r := start(t, forward.Options{Upstreams: []netip.AddrPort{u.addr}})
@@ -335,16 +396,18 @@ func TestNextUpstream(t *testing.T) {
 }
 
 func TestOldUpstreamWithoutEDNS(t *testing.T) {
-	u := newUpstream(t, func(w dns.ResponseWriter, m *dns.Msg) {
-		if m.IsEdns0() != nil {
-			rcode(dns.RcodeFormatError)(w, m)
-			return
+	for _, code := range []int{dns.RcodeFormatError, dns.RcodeNotImplemented} {
+		u := newUpstream(t, func(w dns.ResponseWriter, m *dns.Msg) {
+			if m.IsEdns0() != nil {
+				rcode(code)(w, m)
+				return
+			}
+			reply(w, m, "www.example.org. 60 IN A 192.0.2.1")
+		})
+		r := start(t, forward.Options{Upstreams: []netip.AddrPort{u.addr}})
+		if m, err := ask(t, r, query(t, "www.example.org.", dns.TypeA)); err != nil || len(m.Answer) != 1 {
+			t.Errorf("%s: %v, %v", dns.RcodeToString[code], m, err)
 		}
-		reply(w, m, "www.example.org. 60 IN A 192.0.2.1")
-	})
-	r := start(t, forward.Options{Upstreams: []netip.AddrPort{u.addr}})
-	if m, err := ask(t, r, query(t, "www.example.org.", dns.TypeA)); err != nil || len(m.Answer) != 1 {
-		t.Errorf("%v, %v", m, err)
 	}
 }
 
@@ -533,7 +596,8 @@ func TestResolvConf(t *testing.T) {
 		dialed.Store(address, true)
 		return nil, errors.New("no network in this test")
 	}
-	r := start(t, forward.Options{ResolvConf: path, Dial: dial}) // not there: no reason not to start
+	var log buffer
+	r := start(t, forward.Options{ResolvConf: path, Dial: dial, Logger: slog.New(slog.NewTextHandler(&log, nil))}) // not there: no reason not to start
 	if _, err := ask(t, r, query(t, "a.example.org.", dns.TypeA)); !errors.Is(err, forward.ErrNoUpstream) {
 		t.Errorf("without upstreams: %v", err)
 	}
@@ -544,6 +608,38 @@ func TestResolvConf(t *testing.T) {
 		_, six := dialed.Load("[2001:db8::53]:53")
 		return four && six
 	})
+	// A file that is being written has nothing in it for a moment.
+	os.WriteFile(path, nil, 0o644)
+	eventually(t, "the empty file is noticed", func() bool { return strings.Contains(log.String(), "no nameserver in it; upstreams stay") })
+	dialed.Clear()
+	ask(t, r, query(t, "c.example.org.", dns.TypeA))
+	if _, ok := dialed.Load("192.0.2.53:53"); !ok {
+		t.Error("the servers are forgotten over an empty file")
+	}
+	os.WriteFile(path, []byte("nameserver fe80::1%lo\noptions ndots:5 rotate edns0 trust-ad\n"), 0o644)
+	eventually(t, "the file's next server is asked, by its link", func() bool {
+		ask(t, r, query(t, "d.example.org.", dns.TypeA))
+		_, ok := dialed.Load("[fe80::1%lo]:53")
+		return ok
+	})
+}
+
+// buffer is a log.
+type buffer struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *buffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
 }
 
 // FuzzUpstreamReply: an upstream may send what it likes.

@@ -130,7 +130,15 @@ func (r *Resolver) configure(upstreams []netip.AddrPort) error {
 	if len(upstreams) == 0 {
 		var err error
 		r.conf = stateOf(r.opts.ResolvConf)
-		if upstreams, err = readResolvConf(r.opts.ResolvConf); err != nil {
+		upstreams, err = readResolvConf(r.opts.ResolvConf)
+		r.mu.RLock()
+		running := r.groups != nil
+		r.mu.RUnlock()
+		switch {
+		case err != nil && running:
+			// Who writes the file anew may not have finished.
+			return fmt.Errorf("%w; upstreams stay as they were until there are others", err)
+		case err != nil:
 			// Cluster names need no upstream, so this is no reason not to serve them.
 			r.log.Warn("no upstream DNS servers: names outside the cluster fail until there are; name them in the file or give them by --upstream",
 				"file", r.opts.ResolvConf, "err", err)
@@ -325,6 +333,9 @@ func (r *Resolver) fly(k key) (*flight, error) {
 func (r *Resolver) ask(ctx context.Context, k key) (*Answer, error) {
 	m := new(dns.Msg)
 	m.RecursionDesired, m.CheckingDisabled = true, k.unchecked
+	// Says that this resolver understands the flag in the answer (RFC 6840
+	// section 5.7), for askers who trust it.
+	m.AuthenticatedData = true
 	m.Question = []dns.Question{{Name: wire.Text([]byte(k.name)), Qtype: k.typ, Qclass: dns.ClassINET}}
 	m.SetEdns0(upstreamSize, k.dnssec)
 	reply, err := r.groupFor(k.name).exchange(ctx, m)

@@ -69,10 +69,9 @@ func (u *upstream) exchange(ctx context.Context, m *dns.Msg) (*dns.Msg, error) {
 	if err == nil && reply.Truncated {
 		reply, err = u.once(ctx, "tcp", m)
 	}
-	if err == nil && reply.Rcode == dns.RcodeFormatError && len(m.Extra) > 0 {
-		// RFC 6891 section 7: a server from before EDNS.
+	if err == nil && refusesEDNS(reply) && len(m.Extra) > 0 {
 		m.Extra = nil
-		if reply, err = u.once(ctx, "udp", m); err == nil && reply.Rcode != dns.RcodeFormatError {
+		if reply, err = u.once(ctx, "udp", m); err == nil && !refusesEDNS(reply) {
 			u.plain.Store(true)
 		}
 	}
@@ -87,6 +86,12 @@ func (u *upstream) exchange(ctx context.Context, m *dns.Msg) (*dns.Msg, error) {
 	u.dead.Store(false)
 	u.observe("forward", u.addr.String(), rcodeName(reply.Rcode)).Observe(time.Since(start).Seconds())
 	return reply, nil
+}
+
+// refusesEDNS reports whether a reply may be one of a server from before EDNS
+// (RFC 6891 section 7): those say that they do not understand the question.
+func refusesEDNS(reply *dns.Msg) bool {
+	return reply.Rcode == dns.RcodeFormatError || reply.Rcode == dns.RcodeNotImplemented
 }
 
 func rcodeName(rcode int) string {
