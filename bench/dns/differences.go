@@ -122,9 +122,17 @@ func told(q question, here, there said) (out []string) {
 	}
 	section("authority", here.authority, there.authority)
 	if len(here.add) > 0 && len(there.add) > 0 {
+		if q.how != overTCP { // there may be no room for all
+			there.add = slices.DeleteFunc(there.add, func(r string) bool { return !anyLetters(here.add, r) })
+		}
 		section("additional", here.add, there.add)
 	}
 	return out
+}
+
+// anyLetters reports whether a list has a record, whatever the case of its letters.
+func anyLetters(list []string, record string) bool {
+	return slices.ContainsFunc(list, func(o string) bool { return strings.EqualFold(o, record) })
 }
 
 // only says of which types there are records in a that b has not, and whether
@@ -154,7 +162,7 @@ func only(a, b []string) string {
 		switch {
 		case same(1):
 			typ += " ttl"
-		case slices.ContainsFunc(b, func(o string) bool { return strings.EqualFold(o, r) }):
+		case anyLetters(b, r):
 			typ += " letters"
 		}
 		types[typ] = true
