@@ -3,6 +3,7 @@ package forward
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"strings"
 	"time"
 
@@ -19,7 +20,7 @@ type Answer struct {
 	rcode  int
 	ttl    time.Duration // for how long it holds; zero if it must not be kept
 	stored time.Time
-	// denies is true for NXDOMAIN and for no records of the type.
+	// denies is true for NXDOMAIN, for no records of the type, and for failures.
 	denies bool
 }
 
@@ -67,6 +68,10 @@ func newAnswer(k key, m *dns.Msg, now time.Time) (*Answer, error) {
 	if a.msg, err = out.Pack(); err != nil {
 		return nil, err
 	}
+	// A record that came without data is written as one with half of it.
+	if err := new(dns.Msg).Unpack(a.msg); err != nil {
+		return nil, fmt.Errorf("malformed: %w", err)
+	}
 	var ok bool
 	if a.ttls, ok = wire.TTLs(a.msg); !ok {
 		return nil, errors.New("message too large")
@@ -79,7 +84,7 @@ func newAnswer(k key, m *dns.Msg, now time.Time) (*Answer, error) {
 
 const headerLen = 12
 
-// lifetime is how long a reply may be kept, and whether it denies something
+// lifetime is how long a reply may be kept, and whether it has no record to tell
 // (RFC 2308 section 5: the lesser of the SOA's own time to live and its last field).
 func lifetime(m *dns.Msg) (time.Duration, bool) {
 	switch {
@@ -94,7 +99,7 @@ func lifetime(m *dns.Msg) (time.Duration, bool) {
 		// Nothing at all, or a CNAME that leads to nothing.
 		return min(ttl, negativeTTL(m)), true
 	default:
-		return failureTTL, false
+		return failureTTL, true
 	}
 }
 

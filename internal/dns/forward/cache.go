@@ -30,22 +30,33 @@ type entry struct {
 
 const cacheShards = 16
 
-// cache holds the answers used last, up to a number of them.
+// cache holds the answers used last, up to a number of them. No more than half
+// of it, once it is full, is denials and failures: whoever asks for one name
+// after the other that does not exist pushes out nobody's addresses.
 type cache struct {
 	seed     maphash.Seed
 	shards   [cacheShards]cacheShard
 	perShard int
 	staleFor time.Duration
-	evicted  func()
+	evicted  func(denial bool)
 }
 
 type cacheShard struct {
-	mu  sync.Mutex
-	m   map[key]*list.Element
-	lru list.List // of *entry, the one used last first
+	mu sync.Mutex
+	m  map[key]*list.Element
+	// lru are lists of *entry, the one used last first: answers, and what denies.
+	lru [2]list.List
 }
 
-func newCache(size int, staleFor time.Duration, evicted func()) *cache {
+// list is which of a shard's lists an answer is in.
+func (s *cacheShard) list(a *Answer) *list.List {
+	if a.denies {
+		return &s.lru[1]
+	}
+	return &s.lru[0]
+}
+
+func newCache(size int, staleFor time.Duration, evicted func(denial bool)) *cache {
 	c := &cache{evicted: evicted, seed: maphash.MakeSeed(), perShard: max(1, size/cacheShards), staleFor: staleFor}
 	for i := range c.shards {
 		c.shards[i].m = map[key]*list.Element{}
@@ -71,7 +82,7 @@ func (c *cache) get(name []byte, typ uint16, dnssec, unchecked bool, now time.Ti
 		s.drop(el)
 		return nil
 	}
-	s.lru.MoveToFront(el)
+	s.list(e.answer).MoveToFront(el)
 	return e
 }
 
@@ -86,30 +97,31 @@ func (c *cache) put(k key, a *Answer, now time.Time) {
 	if el := s.m[k]; el != nil {
 		s.drop(el)
 	}
-	s.m[k] = s.lru.PushFront(&entry{key: k, answer: a})
-	for s.lru.Len() > c.perShard {
-		s.drop(s.lru.Back())
-		c.evicted()
+	s.m[k] = s.list(a).PushFront(&entry{key: k, answer: a})
+	for len(s.m) > c.perShard {
+		denial := s.lru[1].Len() > max(1, c.perShard/2) || s.lru[0].Len() == 0
+		from := &s.lru[0]
+		if denial {
+			from = &s.lru[1]
+		}
+		s.drop(from.Back())
+		c.evicted(denial)
 	}
 }
 
 func (s *cacheShard) drop(el *list.Element) {
-	s.lru.Remove(el)
-	delete(s.m, el.Value.(*entry).key)
+	e := el.Value.(*entry)
+	s.list(e.answer).Remove(el)
+	delete(s.m, e.key)
 }
 
-// count is how many answers are held: those that say something, and those that deny.
+// count is how many answers are held: those that say something, and those that deny or failed.
 func (c *cache) count() (success, denial int) {
 	for i := range c.shards {
 		s := &c.shards[i]
 		s.mu.Lock()
-		for el := s.lru.Front(); el != nil; el = el.Next() {
-			if el.Value.(*entry).answer.denies {
-				denial++
-			} else {
-				success++
-			}
-		}
+		success += s.lru[0].Len()
+		denial += s.lru[1].Len()
 		s.mu.Unlock()
 	}
 	return success, denial

@@ -505,6 +505,45 @@ func TestCacheIsBounded(t *testing.T) {
 	}
 }
 
+// Names that do not exist, one after the other, leave what does exist in the cache.
+func TestDenialsPushNothingOut(t *testing.T) {
+	u := newUpstream(t, func(w dns.ResponseWriter, m *dns.Msg) {
+		switch {
+		case strings.HasPrefix(m.Question[0].Name, "web"):
+			reply(w, m, m.Question[0].Name+" 60 IN A 192.0.2.1")
+		case strings.HasPrefix(m.Question[0].Name, "broken"):
+			rcode(dns.RcodeServerFailure)(w, m)
+		default:
+			rcode(dns.RcodeNameError, "example.org. 60 IN SOA a. b. 1 2 3 4 60")(w, m)
+		}
+	})
+	r := start(t, forward.Options{Upstreams: []netip.AddrPort{u.addr}, CacheSize: 320})
+	var names []*wire.Query
+	for i := range 20 { // few enough for any part of the cache
+		names = append(names, query(t, fmt.Sprintf("web%d.example.org.", i), dns.TypeA))
+	}
+	for i := range 1000 {
+		if i < len(names) {
+			if _, err := ask(t, r, names[i]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		ask(t, r, query(t, fmt.Sprintf("%s%d.example.org.", []string{"none", "broken"}[i%2], i), dns.TypeA))
+	}
+	held := 0
+	for _, q := range names {
+		if r.Lookup(q, time.Now()) != nil {
+			held++
+		}
+	}
+	if held < len(names)-2 {
+		t.Errorf("%d of %d names are still in the cache after 1000 that do not exist", held, len(names))
+	}
+	if n := metric(t, r, "coredns_cache_entries"); n > 320 {
+		t.Errorf("%v entries, want at most 320", n)
+	}
+}
+
 func TestTooManyAtOnce(t *testing.T) {
 	t.Parallel()
 	u := newUpstream(t, silent)
@@ -652,6 +691,7 @@ func FuzzUpstreamReply(f *testing.F) {
 	m.Answer, m.Ns = []dns.RR{rr}, []dns.RR{soa}
 	raw, _ := m.Pack()
 	f.Add(raw)
+	f.Add([]byte("0000\x00\x00000000\x00\x00\x06000000\x00\x00")) // an SOA without data
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		m := new(dns.Msg)
 		if m.Unpack(raw) != nil {

@@ -4,12 +4,12 @@ import "github.com/prometheus/client_golang/prometheus"
 
 // metrics have CoreDNS's names and labels, so that dashboards made for it go on working.
 type metrics struct {
-	requests, misses, prefetches, stale, evictions, drops prometheus.Counter
-	hits                                                  *prometheus.CounterVec
-	hitSuccess, hitDenial                                 prometheus.Counter
-	broken, rejects                                       prometheus.Counter
-	exchange                                              *prometheus.HistogramVec
-	unhealthy                                             *prometheus.CounterVec
+	requests, misses, prefetches, stale, drops prometheus.Counter
+	hits, evictions                            *prometheus.CounterVec
+	hitSuccess, hitDenial                      prometheus.Counter
+	broken, rejects                            prometheus.Counter
+	exchange                                   *prometheus.HistogramVec
+	unhealthy                                  *prometheus.CounterVec
 }
 
 func newMetrics() *metrics {
@@ -22,10 +22,11 @@ func newMetrics() *metrics {
 		misses:     cacheCounter("misses_total", "The count of cache misses."),
 		prefetches: cacheCounter("prefetch_total", "The number of times the cache has prefetched a cached item."),
 		stale:      cacheCounter("served_stale_total", "The number of requests served from stale cache entries."),
-		evictions:  cacheCounter("evictions_total", "The count of cache evictions."),
 		drops:      cacheCounter("drops_total", "The number of responses that are not cached, because the reply is malformed."),
 		hits: prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "coredns", Subsystem: "cache", Name: "hits_total",
 			Help: "The count of cache hits.", ConstLabels: of}, []string{"type"}),
+		evictions: prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "coredns", Subsystem: "cache", Name: "evictions_total",
+			Help: "The count of cache evictions.", ConstLabels: of}, []string{"type"}),
 		broken: prometheus.NewCounter(prometheus.CounterOpts{Namespace: "coredns", Subsystem: "forward", Name: "healthcheck_broken_total",
 			Help: "Counter of the number of complete failures of the healthchecks."}),
 		rejects: prometheus.NewCounter(prometheus.CounterOpts{Namespace: "coredns", Subsystem: "forward", Name: "max_concurrent_rejects_total",
@@ -38,6 +39,11 @@ func newMetrics() *metrics {
 	}
 	m.hitSuccess, m.hitDenial = m.hits.WithLabelValues("success"), m.hits.WithLabelValues("denial")
 	return m
+}
+
+// evicted counts an answer that had to make room.
+func (m *metrics) evicted(denial bool) {
+	m.evictions.WithLabelValues(map[bool]string{false: "success", true: "denial"}[denial]).Inc()
 }
 
 func (m *metrics) request() { m.requests.Inc() }

@@ -117,7 +117,7 @@ func New(o Options) (*Resolver, error) {
 	r := &Resolver{opts: o, log: o.Logger, warn: &rate.Sometimes{First: 1, Interval: 10 * time.Second}, m: newMetrics(),
 		flights: map[key]*flight{}}
 	r.life, r.end = context.WithCancel(context.Background())
-	r.cache = newCache(o.CacheSize, max(0, o.ServeStale), r.m.evictions.Inc)
+	r.cache = newCache(o.CacheSize, max(0, o.ServeStale), r.m.evicted)
 	r.probes.active = map[string]*upstream{}
 	if err := r.configure(o.Upstreams); err != nil {
 		return nil, err

@@ -213,6 +213,10 @@ func FuzzQuery(f *testing.F) {
 			if q.Rcode == 0 {
 				t.Error("refused without a reason")
 			}
+			r.Start(&q, nil, wire.MinSize)
+			if err := new(dns.Msg).Unpack(r.Finish(q.Rcode, 0, 1232)); err != nil {
+				t.Errorf("refusal of %x does not parse: %v", msg, err)
+			}
 			return
 		}
 		m := new(dns.Msg)
