@@ -20,6 +20,14 @@ const (
 	// AnnotationShareKey lets Services that carry the same value share an
 	// address, as long as their ports do not clash.
 	AnnotationShareKey = "fairway.dev/share-key"
+	// MetalLB's annotations ask for the same, on Services that lack ours. Each
+	// goes by two prefixes.
+	MetalLBPrefix    = "metallb.io/"
+	MetalLBOldPrefix = "metallb.universe.tf/"
+	MetalLBAddresses = "loadBalancerIPs"
+	MetalLBPool      = "address-pool"
+	MetalLBSharedIP  = "allow-shared-ip"
+
 	// AnnotationAnnounce overrides the pool's announcement: "L2" or "None".
 	AnnotationAnnounce = "fairway.dev/announce"
 	// AnnotationAllocatedFrom is written by Fairway: the pools that the
@@ -117,6 +125,18 @@ type AnnounceSpec struct {
 	// NodeSelector restricts which nodes announce. With NodeAddress it restricts
 	// whose addresses are given out. All if nil.
 	NodeSelector *metav1.LabelSelector `json:"nodeSelector,omitempty"`
+	// From says node by node where an address is announced: by the nodes, of
+	// those that NodeSelector selects, that one of them selects, and on the links
+	// of all that select the node. If empty: by all, on Interfaces.
+	From []AnnounceFrom `json:"from,omitempty"`
+}
+
+// AnnounceFrom are nodes, and links that they announce an address on.
+type AnnounceFrom struct {
+	// NodeSelector selects nodes by their labels. All if nil.
+	NodeSelector *metav1.LabelSelector `json:"nodeSelector,omitempty"`
+	// Interfaces are name patterns, as in AnnounceSpec. If empty: that one's.
+	Interfaces []string `json:"interfaces,omitempty"`
 }
 
 // IPPoolStatus is what a pool is.

@@ -1,8 +1,11 @@
 package main
 
 import (
+	"fmt"
+
 	"github.com/spf13/cobra"
 
+	"fairway.dev/fairway/internal/lb"
 	"fairway.dev/fairway/internal/lb/daemon"
 	"fairway.dev/fairway/internal/lb/status"
 )
@@ -23,7 +26,7 @@ in less than two seconds. See docs/load-balancer.md.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return flags.Run(cmd.Context()) },
 	}
 	flags.Add(cmd.Flags())
-	cmd.AddCommand(newLBStatusCmd())
+	cmd.AddCommand(newLBStatusCmd(), newLBReleaseCmd())
 	return cmd
 }
 
@@ -44,5 +47,31 @@ func newLBStatusCmd() *cobra.Command {
 	}
 	flags.AddClient(cmd.Flags())
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "how to print: text or json")
+	return cmd
+}
+
+func newLBReleaseCmd() *cobra.Command {
+	var flags daemon.Flags
+	cmd := &cobra.Command{
+		Use:   "release",
+		Short: "Let go of Services and pools, for another load balancer to take over",
+		Long: `Takes the controller's finalizer, annotation and condition away from Services and
+pools. Services keep their addresses; another load balancer can take them over,
+and Services can be deleted without Fairway. Stop the controllers first.`,
+		Example: `  kubectl -n kube-system scale deployment fairway-lb --replicas=0
+  fairway-node lb release`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			config, err := flags.Config()
+			if err != nil {
+				return err
+			}
+			done, err := lb.Release(cmd.Context(), config, flags.LeaseNamespace)
+			fmt.Fprintf(cmd.OutOrStdout(), "let go of %d Services and %d pools\n", done.Services, done.Pools)
+			return err
+		},
+	}
+	flags.AddClient(cmd.Flags())
+	flags.AddLease(cmd.Flags())
 	return cmd
 }

@@ -46,7 +46,7 @@ func (s *speaker) checkUsable() {
 			continue
 		}
 		eligible = true
-		if fits = len(choose(s.links, e.Interfaces, a, s.nodes[s.NodeName].addrs)) > 0; fits {
+		if fits = len(choose(s.links, e.patterns(s.NodeName), a, s.nodes[s.NodeName].addrs)) > 0; fits {
 			break
 		}
 	}
@@ -104,7 +104,7 @@ func (s *speaker) elect(a netip.Addr, winner string) {
 
 // claim has this node announce an address on the links that are right now.
 func (s *speaker) claim(a netip.Addr) {
-	links := choose(s.links, s.entries[a].Interfaces, a, s.nodes[s.NodeName].addrs)
+	links := choose(s.links, s.entries[a].patterns(s.NodeName), a, s.nodes[s.NodeName].addrs)
 	c := s.claims[a]
 	taken := c == nil
 	if taken {

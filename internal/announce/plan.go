@@ -25,6 +25,8 @@ type Entry struct {
 	// Interfaces are name patterns of the links to announce on; empty: the
 	// default.
 	Interfaces []string
+	// At, if not nil, has these patterns node by node instead.
+	At map[string][]string
 	// Nodes may announce it.
 	Nodes map[string]struct{}
 	// Local says that only nodes with an endpoint may.
@@ -33,7 +35,16 @@ type Entry struct {
 
 func (e *Entry) equal(o *Entry) bool {
 	return e != nil && o != nil && e.Mode == o.Mode && e.Local == o.Local && slices.Equal(e.Services, o.Services) &&
-		slices.Equal(e.Interfaces, o.Interfaces) && maps.Equal(e.Nodes, o.Nodes)
+		slices.Equal(e.Interfaces, o.Interfaces) && maps.Equal(e.Nodes, o.Nodes) &&
+		(e.At == nil) == (o.At == nil) && maps.EqualFunc(e.At, o.At, slices.Equal[[]string])
+}
+
+// patterns are those of the links that a node announces the address on.
+func (e *Entry) patterns(node string) []string {
+	if e.At != nil {
+		return e.At[node]
+	}
+	return e.Interfaces
 }
 
 // serviceFacts is what matters of a Service.
@@ -108,21 +119,39 @@ type poolFacts struct {
 	mode       v1alpha1.AnnounceMode
 	interfaces []string
 	nodes      labels.Selector
+	from       []place
+}
+
+// place is nodes and links; see v1alpha1.AnnounceFrom.
+type place struct {
+	nodes      labels.Selector
+	interfaces []string
+}
+
+func selectorOf(s *metav1.LabelSelector) labels.Selector {
+	if s == nil {
+		return labels.Everything()
+	}
+	sel, err := metav1.LabelSelectorAsSelector(s)
+	if err != nil {
+		return labels.Nothing()
+	}
+	return sel
 }
 
 func poolFactsOf(p *v1alpha1.IPPool) poolFacts {
-	f := poolFacts{name: p.Name, mode: cmp.Or(p.Spec.Announce.Mode, v1alpha1.AnnounceL2), interfaces: p.Spec.Announce.Interfaces, nodes: labels.Everything()}
+	f := poolFacts{name: p.Name, mode: cmp.Or(p.Spec.Announce.Mode, v1alpha1.AnnounceL2), interfaces: p.Spec.Announce.Interfaces, nodes: selectorOf(p.Spec.Announce.NodeSelector)}
 	for _, s := range p.Spec.Addresses {
 		if r, err := ipam.ParseRange(s); err == nil {
 			f.ranges = append(f.ranges, r)
 		}
 	}
-	if s := p.Spec.Announce.NodeSelector; s != nil {
-		sel, err := metav1.LabelSelectorAsSelector(s)
-		if err != nil {
-			sel = labels.Nothing()
+	for _, x := range p.Spec.Announce.From {
+		from := place{nodes: selectorOf(x.NodeSelector), interfaces: x.Interfaces}
+		if len(from.interfaces) == 0 {
+			from.interfaces = f.interfaces
 		}
-		f.nodes = sel
+		f.from = append(f.from, from)
 	}
 	return f
 }
@@ -167,8 +196,8 @@ type plan struct {
 	endpoints map[string]map[string]struct{} // of Services with policy Local
 	pools     []poolFacts
 	nodes     map[string]nodeFacts
-	own       map[netip.Addr]struct{}        // nodes' own addresses
-	fit       map[string]map[string]struct{} // pool name to the nodes that may announce for it
+	own       map[netip.Addr]struct{} // nodes' own addresses
+	fit       map[string]fit          // by pool
 	entries   map[netip.Addr]*Entry
 }
 
@@ -179,7 +208,7 @@ func newPlan() *plan {
 		endpoints: map[string]map[string]struct{}{},
 		nodes:     map[string]nodeFacts{},
 		own:       map[netip.Addr]struct{}{},
-		fit:       map[string]map[string]struct{}{},
+		fit:       map[string]fit{},
 		entries:   map[netip.Addr]*Entry{},
 	}
 }
@@ -289,7 +318,8 @@ func (p *plan) make(a netip.Addr) *Entry {
 	e := &Entry{Addr: a, Services: slices.Sorted(maps.Keys(p.holders[a]))}
 	first := p.services[e.Services[0]]
 	pool := p.poolOf(a, first.origin[slices.Index(first.addrs, a)])
-	e.Mode, e.Interfaces, e.Nodes = pool.mode, pool.interfaces, p.fitFor(pool)
+	fit := p.fitFor(pool)
+	e.Mode, e.Interfaces, e.Nodes, e.At = pool.mode, pool.interfaces, fit.nodes, fit.at
 	var local []map[string]struct{}
 	for _, key := range e.Services {
 		s := p.services[key]
@@ -305,9 +335,8 @@ func (p *plan) make(a netip.Addr) *Entry {
 	}
 	if len(local) > 0 {
 		e.Local = true
-		fit := e.Nodes
 		e.Nodes = map[string]struct{}{}
-		for n := range fit {
+		for n := range fit.nodes {
 			if !slices.ContainsFunc(local, func(nodes map[string]struct{}) bool { _, ok := nodes[n]; return !ok }) {
 				e.Nodes[n] = struct{}{}
 			}
@@ -331,17 +360,40 @@ func (p *plan) poolOf(a netip.Addr, origin string) poolFacts {
 	return fallback
 }
 
-// fitFor are the nodes that may announce for a pool; entries share the set.
-func (p *plan) fitFor(pool poolFacts) map[string]struct{} {
-	if set, ok := p.fit[pool.name]; ok {
-		return set
+// fit are the nodes that may announce for a pool; entries share it.
+type fit struct {
+	nodes map[string]struct{}
+	at    map[string][]string // their links' patterns; nil: the pool's
+}
+
+func (p *plan) fitFor(pool poolFacts) fit {
+	if f, ok := p.fit[pool.name]; ok {
+		return f
 	}
-	set := map[string]struct{}{}
+	f := fit{nodes: map[string]struct{}{}}
+	if len(pool.from) > 0 {
+		f.at = map[string][]string{}
+	}
 	for name, n := range p.nodes {
-		if !n.unfit && pool.nodes.Matches(n.labels) {
-			set[name] = struct{}{}
+		if n.unfit || !pool.nodes.Matches(n.labels) {
+			continue
+		}
+		selected, usual := len(pool.from) == 0, false
+		var patterns []string
+		for _, x := range pool.from {
+			if x.nodes.Matches(n.labels) {
+				selected, usual = true, usual || len(x.interfaces) == 0
+				patterns = append(patterns, x.interfaces...)
+			}
+		}
+		if !selected {
+			continue
+		}
+		f.nodes[name] = struct{}{}
+		if f.at != nil && !usual { // the default links are all that an address needs
+			f.at[name] = patterns
 		}
 	}
-	p.fit[pool.name] = set
-	return set
+	p.fit[pool.name] = f
+	return f
 }

@@ -52,6 +52,7 @@ type controller struct {
 	written  map[string]string // Services to the resource version written last
 	invalid  map[string]bool   // Services whose requests cannot be read
 	problems map[string]error  // pools that are not valid
+	adopted  bool              // what Services have had has been taken over
 	common   bool              // a pool gives out nodes' addresses
 }
 
@@ -165,13 +166,12 @@ func (c *controller) handle() {
 	})
 }
 
-// adopt takes over what Services have according to their status, the oldest
-// first; nothing is given out before.
-func (c *controller) adopt() {
-	c.readPools()
+// handled lists the Services that get their addresses here and pass, the oldest
+// first.
+func (c *controller) handled(pass func(*corev1.Service) bool) []*corev1.Service {
 	var list []*corev1.Service
 	for _, obj := range c.services.GetStore().List() {
-		if svc := obj.(*corev1.Service); Handles(svc, c.Classless) && len(svc.Status.LoadBalancer.Ingress) > 0 {
+		if svc := obj.(*corev1.Service); Handles(svc, c.Classless, c.Classes...) && pass(svc) {
 			list = append(list, svc)
 		}
 	}
@@ -181,17 +181,24 @@ func (c *controller) adopt() {
 		}
 		return strings.Compare(string(a.UID), string(b.UID))
 	})
+	return list
+}
+
+// adopt takes over what Services have according to their status, the oldest
+// first, those with addresses from here before others; nothing is given out
+// before.
+func (c *controller) adopt() {
+	c.readPools()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, svc := range list {
+	for _, svc := range c.handled(func(svc *corev1.Service) bool { return len(svc.Status.LoadBalancer.Ingress) > 0 && !foreign(svc) }) {
 		req, _ := requestOf(svc, c.namespaceLabels(svc.Namespace))
-		held := heldOf(svc)
-		if !slices.Contains(svc.Finalizers, Finalizer) {
-			// Another load balancer's, or written by hand: ours only if in a pool.
-			held = slices.DeleteFunc(held, func(h ipam.Assigned) bool { return !c.alloc.Has(h.Addr) })
-		}
-		c.alloc.Adopt(req, held)
+		c.alloc.Adopt(req, heldOf(svc))
 	}
+	for _, svc := range c.handled(foreign) {
+		c.alloc.Take(claimOf(svc, c.namespaceLabels(svc.Namespace)))
+	}
+	c.adopted = true
 }
 
 // readPools gives the allocator the pools as they are.
@@ -216,7 +223,14 @@ func (c *controller) readPools() {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	maps.Copy(problems, c.alloc.SetPools(pools))
+	var claims []ipam.Claim
+	if c.adopted {
+		// What others gave out of addresses that are only now in a pool is in use.
+		for _, svc := range c.handled(foreign) {
+			claims = append(claims, claimOf(svc, c.namespaceLabels(svc.Namespace)))
+		}
+	}
+	maps.Copy(problems, c.alloc.SetPools(pools, claims...))
 	c.problems, c.common = problems, common
 	c.changed()
 }

@@ -203,6 +203,7 @@ func TestAgainstAPI(t *testing.T) {
 		{"lives", testLives},
 		{"definition refuses nonsense", testDefinition},
 		{"node addresses", testNodeAddresses},
+		{"in the place of MetalLB", testMetalLB},
 		{"end to end", testEndToEnd},
 		{"many", testMany},
 	} {
@@ -218,7 +219,7 @@ func TestAgainstAPI(t *testing.T) {
 // clean deletes what an earlier test made.
 func (w *world) clean() {
 	w.t.Helper()
-	stop := w.controller()
+	stop := w.controller(func(o *lb.Options) { o.Classes = []string{"metallb.io/metallb"} })
 	defer stop()
 	ctx := w.t.Context()
 	list, err := w.client.CoreV1().Services("default").List(ctx, metav1.ListOptions{})
@@ -373,6 +374,9 @@ func testDefinition(t *testing.T, w *world) {
 	}{
 		{ranges("192.0.2.0/24", "fd00::1-fd00::9", "203.0.113.1"), true},
 		{v1alpha1.IPPoolSpec{Provider: v1alpha1.ProviderNodeAddress}, true},
+		{v1alpha1.IPPoolSpec{Addresses: []string{"203.0.113.2"}, Announce: v1alpha1.AnnounceSpec{From: []v1alpha1.AnnounceFrom{
+			{NodeSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"rack": "a"}}, Interfaces: []string{"eth0"}}, {},
+		}}}, true},
 		{ranges(), false},
 		{ranges("192.0.2.0/33"), false},
 		{ranges("192.0.2.1-fd00::1"), false},

@@ -22,7 +22,10 @@ import (
 	"fairway.dev/fairway/internal/lb/ipam"
 )
 
-const fieldManager = "fairway-lb"
+const (
+	fieldManager = "fairway-lb"
+	leaseName    = "fairway-lb"
+)
 
 // Options are what RunController needs.
 type Options struct {
@@ -32,6 +35,9 @@ type Options struct {
 	// Classless has Services without a loadBalancerClass handled too. Set it
 	// where no other load balancer does that.
 	Classless bool
+	// Classes are loadBalancerClasses whose Services are handled too: that of a
+	// load balancer whose place this one takes.
+	Classes []string
 	// InstallCRDs puts Fairway's custom resource definitions into the cluster.
 	InstallCRDs bool
 	// Identity names this controller in the Lease; by default host name and a
@@ -99,7 +105,7 @@ func RunController(ctx context.Context, o Options) error {
 		}
 	}
 	lock := &heldLock{monitor: o.Monitor, Interface: &resourcelock.LeaseLock{
-		LeaseMeta:  metav1.ObjectMeta{Namespace: o.LeaseNamespace, Name: "fairway-lb"},
+		LeaseMeta:  metav1.ObjectMeta{Namespace: o.LeaseNamespace, Name: leaseName},
 		Client:     client.CoordinationV1(),
 		LockConfig: resourcelock.ResourceLockConfig{Identity: o.Identity},
 	}}
@@ -109,7 +115,7 @@ func RunController(ctx context.Context, o Options) error {
 		lock.held.Store(false)
 		elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
 			Lock:            lock,
-			Name:            "fairway-lb",
+			Name:            leaseName,
 			LeaseDuration:   o.LeaseDuration,
 			RenewDeadline:   o.LeaseDuration * 2 / 3,
 			RetryPeriod:     o.LeaseDuration / 8,

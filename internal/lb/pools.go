@@ -39,6 +39,9 @@ func poolOf(p *v1alpha1.IPPool, nodes []*corev1.Node) (ipam.Pool, error) {
 	out.Namespaces = selector("namespaceSelector", p.Spec.NamespaceSelector)
 	out.Services = selector("serviceSelector", p.Spec.ServiceSelector)
 	nodeSelector := selector("announce.nodeSelector", p.Spec.Announce.NodeSelector)
+	for i, f := range p.Spec.Announce.From {
+		selector(fmt.Sprintf("announce.from[%d].nodeSelector", i), f.NodeSelector)
+	}
 	if p.Spec.Provider == v1alpha1.ProviderNodeAddress {
 		out.Common = true
 		if len(errs) == 0 {

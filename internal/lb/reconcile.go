@@ -64,7 +64,7 @@ func (c *controller) reconcile(ctx context.Context, key string) (wrote bool, err
 	if err != nil {
 		return false, err
 	}
-	if !Handles(svc, c.Classless) || svc.DeletionTimestamp != nil {
+	if !Handles(svc, c.Classless, c.Classes...) || svc.DeletionTimestamp != nil {
 		if err := unassign(ctx, c.client, svc); err != nil {
 			return false, fmt.Errorf("give addresses back: %w", err)
 		}
@@ -85,7 +85,15 @@ func (c *controller) reconcile(ctx context.Context, key string) (wrote bool, err
 		o.Pending = &ipam.Pending{Reason: reasonInvalid, Message: invalid.Error()}
 	} else {
 		delete(c.invalid, key)
+		if foreign(svc) {
+			c.alloc.Take(claimOf(svc, req.NamespaceLabels))
+		}
 		o = c.alloc.Set(req)
+		if used := asked(svc); o.Pending != nil && used != "" {
+			p := *o.Pending
+			p.Message += " (asked for by " + used + ")"
+			o.Pending = &p
+		}
 	}
 	c.changed()
 	c.mu.Unlock()

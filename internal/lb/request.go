@@ -14,15 +14,41 @@ import (
 )
 
 // Handles says whether a Service gets its addresses from Fairway: type
-// LoadBalancer and class fairway.dev/lb, or no class where classless is set.
-func Handles(svc *corev1.Service, classless bool) bool {
+// LoadBalancer and class fairway.dev/lb or another one of classes, or no class
+// where classless is set.
+func Handles(svc *corev1.Service, classless bool, classes ...string) bool {
 	if svc.Spec.Type != corev1.ServiceTypeLoadBalancer {
 		return false
 	}
 	if class := svc.Spec.LoadBalancerClass; class != nil {
-		return *class == v1alpha1.LoadBalancerClass
+		return *class == v1alpha1.LoadBalancerClass || slices.Contains(classes, *class)
 	}
 	return classless
+}
+
+// annotation reads what a Service asks for by an annotation of ours or, without
+// it, by one of MetalLB's. used is the one that it has, "" if none.
+func annotation(svc *corev1.Service, ours, metallb string) (value, used string) {
+	for _, key := range []string{ours, v1alpha1.MetalLBPrefix + metallb, v1alpha1.MetalLBOldPrefix + metallb} {
+		if v, ok := svc.Annotations[key]; ok {
+			return v, key
+		}
+	}
+	return "", ""
+}
+
+// asked names the annotations by which a Service asks for something, for
+// people who wonder why it does not get another thing.
+func asked(svc *corev1.Service) string {
+	var used []string
+	for _, a := range [][2]string{
+		{v1alpha1.AnnotationAddresses, v1alpha1.MetalLBAddresses}, {v1alpha1.AnnotationPool, v1alpha1.MetalLBPool}, {v1alpha1.AnnotationShareKey, v1alpha1.MetalLBSharedIP},
+	} {
+		if value, key := annotation(svc, a[0], a[1]); value != "" {
+			used = append(used, key)
+		}
+	}
+	return strings.Join(used, ", ")
 }
 
 // requestOf reads what a Service asks for. If it asks for something that
@@ -33,9 +59,10 @@ func requestOf(svc *corev1.Service, namespace labels.Set) (ipam.Request, error) 
 		NamespaceLabels: namespace,
 		Labels:          svc.Labels,
 		RequireAll:      svc.Spec.IPFamilyPolicy != nil && *svc.Spec.IPFamilyPolicy == corev1.IPFamilyPolicyRequireDualStack,
-		Pools:           list(svc.Annotations[v1alpha1.AnnotationPool]),
-		ShareKey:        svc.Annotations[v1alpha1.AnnotationShareKey],
 	}
+	pools, _ := annotation(svc, v1alpha1.AnnotationPool, v1alpha1.MetalLBPool)
+	r.Pools = list(pools)
+	r.ShareKey, _ = annotation(svc, v1alpha1.AnnotationShareKey, v1alpha1.MetalLBSharedIP)
 	for _, f := range svc.Spec.IPFamilies {
 		if f == corev1.IPv6Protocol {
 			r.Families = append(r.Families, ipam.V6)
@@ -62,7 +89,8 @@ func requestOf(svc *corev1.Service, namespace labels.Set) (ipam.Request, error) 
 			r.Backends = "Local " + r.Key
 		}
 	}
-	field, value := "metadata.annotations["+v1alpha1.AnnotationAddresses+"]", svc.Annotations[v1alpha1.AnnotationAddresses]
+	value, used := annotation(svc, v1alpha1.AnnotationAddresses, v1alpha1.MetalLBAddresses)
+	field := "metadata.annotations[" + used + "]"
 	if value == "" {
 		field, value = "spec.loadBalancerIP", svc.Spec.LoadBalancerIP
 	}
@@ -98,6 +126,22 @@ func heldOf(svc *corev1.Service) []ipam.Assigned {
 		held = append(held, h)
 	}
 	return held
+}
+
+// foreign says whether a Service has addresses in its status that are not from
+// Fairway.
+func foreign(svc *corev1.Service) bool {
+	return len(svc.Status.LoadBalancer.Ingress) > 0 && !slices.Contains(svc.Finalizers, Finalizer)
+}
+
+// claimOf is a Service with the addresses in its status.
+func claimOf(svc *corev1.Service, namespace labels.Set) ipam.Claim {
+	req, _ := requestOf(svc, namespace)
+	c := ipam.Claim{Request: req}
+	for _, h := range heldOf(svc) {
+		c.Addrs = append(c.Addrs, h.Addr)
+	}
+	return c
 }
 
 func list(s string) []string {

@@ -42,8 +42,11 @@ func condition(svc *corev1.Service, o ipam.Outcome) metav1.Condition {
 		if !p.Partial {
 			c.Status = metav1.ConditionFalse
 		}
-		if len(o.Addresses) > 0 && !p.Partial {
+		switch {
+		case len(o.Addresses) > 0 && !p.Partial:
 			c.Message += "; until then it keeps the addresses it has"
+		case len(o.Addresses) == 0 && foreign(svc):
+			c.Message += "; the address in its status is another load balancer's, and in no pool here"
 		}
 	}
 	if old := meta.FindStatusCondition(svc.Status.Conditions, c.Type); old != nil && old.Status == c.Status {
@@ -91,6 +94,9 @@ func assign(ctx context.Context, client kubernetes.Interface, svc *corev1.Servic
 	}
 	c := condition(svc, o)
 	in := ingressOf(o)
+	if len(in) == 0 && foreign(svc) {
+		in = svc.Status.LoadBalancer.Ingress // it may well work, until it gets another here
+	}
 	old := meta.FindStatusCondition(svc.Status.Conditions, c.Type)
 	same := old != nil && old.Status == c.Status && old.Reason == c.Reason && old.Message == c.Message
 	if same && apiequality.Semantic.DeepEqual(svc.Status.LoadBalancer.Ingress, in) {
@@ -114,6 +120,11 @@ func unassign(ctx context.Context, client kubernetes.Interface, svc *corev1.Serv
 	if !slices.Contains(svc.Finalizers, v1alpha1.Finalizer) && !noted {
 		return nil
 	}
+	return dropFinalizer(ctx, client, svc)
+}
+
+// dropFinalizer takes away the finalizer and where the addresses come from.
+func dropFinalizer(ctx context.Context, client kubernetes.Interface, svc *corev1.Service) error {
 	finalizers := slices.DeleteFunc(slices.Clone(svc.Finalizers), func(f string) bool { return f == v1alpha1.Finalizer })
 	_, err := client.CoreV1().Services(svc.Namespace).Patch(ctx, svc.Name, types.MergePatchType,
 		metadataPatch(svc, finalizers, ""), metav1.PatchOptions{FieldManager: fieldManager})
@@ -136,15 +147,10 @@ func metadataPatch(svc *corev1.Service, finalizers []string, origins string) []b
 }
 
 func writeStatus(ctx context.Context, client kubernetes.Interface, svc *corev1.Service, in []corev1.LoadBalancerIngress, c *metav1.Condition) (string, error) {
-	patch := encode(map[string]any{
-		"metadata": map[string]any{"resourceVersion": svc.ResourceVersion},
-		"status": map[string]any{
-			"loadBalancer": map[string]any{"ingress": in},
-			"conditions":   []any{c},
-		},
+	updated, err := patchStatus(ctx, client, svc, map[string]any{
+		"loadBalancer": map[string]any{"ingress": in},
+		"conditions":   []any{c},
 	})
-	updated, err := client.CoreV1().Services(svc.Namespace).Patch(ctx, svc.Name, types.StrategicMergePatchType, patch,
-		metav1.PatchOptions{FieldManager: fieldManager}, "status")
 	if err != nil {
 		return "", fmt.Errorf("write status: %w", err)
 	}
@@ -152,19 +158,20 @@ func writeStatus(ctx context.Context, client kubernetes.Interface, svc *corev1.S
 }
 
 func clearStatus(ctx context.Context, client kubernetes.Interface, svc *corev1.Service) (*corev1.Service, error) {
-	patch := encode(map[string]any{
-		"metadata": map[string]any{"resourceVersion": svc.ResourceVersion},
-		"status": map[string]any{
-			"loadBalancer": map[string]any{"ingress": nil},
-			"conditions":   []any{map[string]any{"type": v1alpha1.ConditionAddress, "$patch": "delete"}},
-		},
+	updated, err := patchStatus(ctx, client, svc, map[string]any{
+		"loadBalancer": map[string]any{"ingress": nil},
+		"conditions":   []any{map[string]any{"type": v1alpha1.ConditionAddress, "$patch": "delete"}},
 	})
-	updated, err := client.CoreV1().Services(svc.Namespace).Patch(ctx, svc.Name, types.StrategicMergePatchType, patch,
-		metav1.PatchOptions{FieldManager: fieldManager}, "status")
 	if err != nil {
 		return nil, fmt.Errorf("clear status: %w", err)
 	}
 	return updated, nil
+}
+
+func patchStatus(ctx context.Context, client kubernetes.Interface, svc *corev1.Service, status map[string]any) (*corev1.Service, error) {
+	patch := encode(map[string]any{"metadata": map[string]any{"resourceVersion": svc.ResourceVersion}, "status": status})
+	return client.CoreV1().Services(svc.Namespace).Patch(ctx, svc.Name, types.StrategicMergePatchType, patch,
+		metav1.PatchOptions{FieldManager: fieldManager}, "status")
 }
 
 // encode writes a patch; it is made of maps, strings and API types only.

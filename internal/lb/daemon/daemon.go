@@ -29,6 +29,7 @@ type Flags struct {
 	Announce       bool
 	NodeName       string
 	Classless      bool
+	Classes        []string
 	InstallCRDs    bool
 	LeaseNamespace string
 	HeartbeatPort  uint16
@@ -46,8 +47,9 @@ func (f *Flags) Add(fs *pflag.FlagSet) {
 	fs.BoolVar(&f.Announce, "announce", true, "announce addresses for this node by ARP and NDP")
 	fs.StringVar(&f.NodeName, "node-name", os.Getenv("NODE_NAME"), "the Node this runs on; by default $NODE_NAME, else the host name")
 	fs.BoolVar(&f.Classless, "classless", false, "also handle Services without a loadBalancerClass; only where no other load balancer does")
+	fs.StringSliceVar(&f.Classes, "also-class", nil, "a loadBalancerClass to handle Services of too: that of a load balancer whose place this one takes; may be repeated")
 	fs.BoolVar(&f.InstallCRDs, "install-crds", true, "put the definitions of IPPool and Announcer into the cluster, and update them")
-	fs.StringVar(&f.LeaseNamespace, "lease-namespace", "kube-system", "namespace of the Lease by which controllers elect their leader")
+	f.AddLease(fs)
 	fs.Uint16Var(&f.HeartbeatPort, "heartbeat-port", announce.DefaultPort, "UDP port of the announcers' heartbeats, the same on all nodes")
 	fs.StringVar(&f.HeartbeatKey, "heartbeat-key-file", "", "file with a secret that signs heartbeats, the same on all nodes; without, heartbeats must come from the sending Node's internal address")
 	fs.StringSliceVar(&f.HTTP, "http", []string{DefaultHTTP}, "addresses for /metrics, /healthz and /readyz, each of them on every one; empty for none; with --announce=false by default "+DefaultControllerHTTP)
@@ -60,6 +62,11 @@ func (f *Flags) Add(fs *pflag.FlagSet) {
 // AddClient registers the flag that says which API server to talk to.
 func (f *Flags) AddClient(fs *pflag.FlagSet) {
 	fs.StringVar(&f.Kubeconfig, "kubeconfig", "", "kubeconfig file; by default the Pod's service account, else $KUBECONFIG or ~/.kube/config")
+}
+
+// AddLease registers the flag that says where the controllers' Lease is.
+func (f *Flags) AddLease(fs *pflag.FlagSet) {
+	fs.StringVar(&f.LeaseNamespace, "lease-namespace", "kube-system", "namespace of the Lease by which controllers elect their leader")
 }
 
 // Config is how to reach the API server.
@@ -123,7 +130,7 @@ func (f *Flags) Run(ctx context.Context) error {
 		parts = append(parts, monitor)
 		g.Go(func() error {
 			return lb.RunController(ctx, lb.Options{
-				Config: config, Classless: f.Classless, InstallCRDs: f.InstallCRDs,
+				Config: config, Classless: f.Classless, Classes: f.Classes, InstallCRDs: f.InstallCRDs,
 				LeaseNamespace: f.LeaseNamespace, Monitor: monitor, Logger: logger.With("part", "lb"),
 			})
 		})

@@ -93,8 +93,9 @@ func newQueue() *btree.BTreeG[*service] {
 // SetPools replaces the pools. Those given first win: a pool that overlaps an
 // earlier one is not used, and the result says so by its name. Addresses in
 // use stay with their holders whatever becomes of their pool, but for Common
-// ones.
-func (a *Allocator) SetPools(pools []Pool) map[string]error {
+// ones. Claims are taken over, as by Take, before anything is given out of the
+// new pools.
+func (a *Allocator) SetPools(pools []Pool, claims ...Claim) map[string]error {
 	rejected := map[string]error{}
 	a.pools = map[string]*pool{}
 	a.order = nil
@@ -139,9 +140,15 @@ func (a *Allocator) SetPools(pools []Pool) map[string]error {
 	slices.SortFunc(a.order, func(x, y *pool) int {
 		return cmp.Or(cmp.Compare(y.Priority, x.Priority), cmp.Compare(x.Name, y.Name))
 	})
+	var lost []*service
+	for _, c := range claims {
+		a.Take(c)
+		if s := a.services[c.Request.Key]; s != nil {
+			lost = append(lost, s) // it may want more than it has
+		}
+	}
 	// Holders of nodes' addresses that are gone look for others, then
 	// everybody who waits tries again.
-	var lost []*service
 	for _, x := range a.addresses {
 		if x.common && x.kept {
 			lost = slices.AppendSeq(lost, maps.Keys(x.owners))
@@ -178,6 +185,29 @@ func (a *Allocator) Adopt(req Request, held []Assigned) {
 		}
 	}
 	a.changed[req.Key] = struct{}{}
+}
+
+// Take has a Service that holds nothing hold what it claims, as far as that is
+// in a pool and free, or can be shared. Set or SetPools has to follow.
+func (a *Allocator) Take(c Claim) {
+	s, known := a.services[c.Request.Key]
+	if known && len(s.held) > 0 {
+		return
+	}
+	if !known {
+		s = newService(c.Request.Key)
+	}
+	before := s.req
+	s.req = c.Request
+	for _, addr := range c.Addrs {
+		if a.poolOf(addr) != nil && !slices.Contains(s.held, addr) && a.conflict(s, addr) == nil {
+			a.services[c.Request.Key] = s
+			a.acquire(s, addr, "")
+		}
+	}
+	if len(s.held) == 0 {
+		s.req = before
+	}
 }
 
 // Set says what a Service asks for, now or for the first time, and returns
@@ -257,74 +287,17 @@ func (a *Allocator) TakeChanged() []string {
 	return keys
 }
 
-// Has says whether an address is in a pool.
-func (a *Allocator) Has(addr netip.Addr) bool { return a.poolOf(addr) != nil }
-
-// Waiting is how many Services lack an address.
-func (a *Allocator) Waiting() int { return a.pending.Len() }
-
-// Reasons counts the Services that lack an address, by why. It takes time in
-// proportion to them.
-func (a *Allocator) Reasons() map[string]int {
-	out := map[string]int{}
-	a.pending.Ascend(func(s *service) bool {
-		if s.pending != nil {
-			out[s.pending.Reason]++
-		}
-		return true
-	})
-	return out
-}
-
-// Usages is the Usage of every pool.
-func (a *Allocator) Usages() map[string]Usage {
-	out := make(map[string]Usage, len(a.pools))
-	for name := range a.pools {
-		out[name] = a.Usage(name)
-	}
-	return out
-}
-
-// Usage counts the addresses of a pool.
-func (a *Allocator) Usage(name string) Usage {
-	p := a.pools[name]
-	if p == nil {
-		return Usage{}
-	}
-	return Usage{
-		Total4: p.total4, Used4: p.used4, Total6: p.total6, Used6: p.used6,
-		Services: int64(len(p.holders)), Kept: p.kept,
-	}
-}
-
 func (a *Allocator) service(key string) *service {
 	s := a.services[key]
 	if s == nil {
-		s = &service{origins: map[netip.Addr]string{}, leaving: map[netip.Addr]struct{}{}}
-		s.req.Key = key
+		s = newService(key)
 		a.services[key] = s
 	}
 	return s
 }
 
-// account counts an address in (+1) or out (-1) and keeps the free set in step.
-func (p *pool) account(x *address, n int64) {
-	if x.kept {
-		p.kept += n
-		return
-	}
-	free := p.free6
-	if x.addr.Is4() {
-		free = p.free4
-		p.used4 += n
-	} else {
-		p.used6 += n
-	}
-	if n > 0 {
-		free.take(x.addr)
-	} else {
-		free.put(x.addr)
-	}
+func newService(key string) *service {
+	return &service{req: Request{Key: key}, origins: map[netip.Addr]string{}, leaving: map[netip.Addr]struct{}{}}
 }
 
 func (a *Allocator) acquire(s *service, addr netip.Addr, hint string) {

@@ -295,6 +295,46 @@ func TestAdopt(t *testing.T) {
 	expect(t, a, "new", "192.0.2.2", "")
 }
 
+// TestTake has Services come with addresses of another load balancer, before and
+// after there is a pool for them.
+func TestTake(t *testing.T) {
+	claim := func(r Request, list ...string) Claim {
+		c := Claim{Request: r}
+		for _, s := range list {
+			c.Addrs = append(c.Addrs, netip.MustParseAddr(s))
+		}
+		return c
+	}
+	a := New(nil)
+	old := claim(single("old"), "192.0.2.1")
+	a.Take(old) // in no pool
+	a.Set(single("first"))
+	a.Set(old.Request)
+	expect(t, a, "old", "", ReasonNoPool)
+	// Of all the addresses that become free it keeps its own, although another
+	// has waited longer; so does one that was never asked about before.
+	a.SetPools([]Pool{auto(t, "p", "192.0.2.1-192.0.2.9")}, old, claim(single("unseen"), "192.0.2.2", "203.0.113.1"), claim(single("late"), "192.0.2.2"))
+	expect(t, a, "old", "192.0.2.1", "")
+	expect(t, a, "unseen", "192.0.2.2", "")
+	expect(t, a, "first", "192.0.2.3", "")
+	if _, ok := a.services["late"]; ok {
+		t.Error("a claim to what another has was taken")
+	}
+	if o := a.Get("old").Addresses[0]; o.Pool != "p" || o.Origin != "p" {
+		t.Errorf("%+v", o)
+	}
+	// Whoever holds something claims nothing any more.
+	a.Take(claim(single("first"), "192.0.2.9"))
+	expect(t, a, "first", "192.0.2.3", "")
+	// A Service may share what it comes with, or want more.
+	a.Set(single("x", share("k"), named("192.0.2.5")))
+	a.Take(claim(single("y", share("k"), port(81)), "192.0.2.5"))
+	a.Set(single("y", share("k"), port(81)))
+	expect(t, a, "y", "192.0.2.5", "")
+	a.SetPools([]Pool{auto(t, "p", "192.0.2.1-192.0.2.9", "fd00::/126")}, claim(single("dual", families(false, V4, V6)), "192.0.2.7"))
+	expect(t, a, "dual", "192.0.2.7 fd00::", "")
+}
+
 func TestTenThousand(t *testing.T) {
 	const n = 10000
 	a := New(nil)

@@ -65,6 +65,13 @@ type Request struct {
 	Backends string
 }
 
+// Claim is a Service with addresses that it has from somebody else: another
+// load balancer, or a person who wrote its status.
+type Claim struct {
+	Request Request
+	Addrs   []netip.Addr
+}
+
 // Assigned is an address that a Service holds.
 type Assigned struct {
 	Addr netip.Addr
