@@ -48,6 +48,13 @@ FUZZTIME ?= 5m
 fuzz: ## throw odd requests at the Service registry for FUZZTIME (the first build takes minutes)
 	$(GO) test -vet=off -ldflags=-w -run='^$$' -fuzz=FuzzService -fuzztime=$(FUZZTIME) -fuzzminimizetime=1x ./internal/apiserver/service
 
+.PHONY: fuzz-dns
+fuzz-dns: ## throw odd packets at the DNS, at each part of the way for FUZZTIME
+	$(GO) test -vet=off -run='^$$' -fuzz=FuzzQuery -fuzztime=$(FUZZTIME) ./internal/dns/wire
+	$(GO) test -vet=off -run='^$$' -fuzz=FuzzAnswer -fuzztime=$(FUZZTIME) ./internal/dns/zone
+	$(GO) test -vet=off -run='^$$' -fuzz=FuzzUpstreamReply -fuzztime=$(FUZZTIME) ./internal/dns/forward
+	$(GO) test -vet=off -run='^$$' -fuzz=FuzzPacket -fuzztime=$(FUZZTIME) ./internal/dns/server
+
 .PHONY: lint
 lint: ## gofmt, go vet, staticcheck
 	@bad=$$(gofmt -l cmd internal api test bench); test -z "$$bad" || { printf 'run gofmt -w on these files:\n%s\n' "$$bad"; exit 1; }
