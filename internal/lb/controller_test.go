@@ -204,6 +204,7 @@ func TestAgainstAPI(t *testing.T) {
 		{"definition refuses nonsense", testDefinition},
 		{"node addresses", testNodeAddresses},
 		{"in the place of MetalLB", testMetalLB},
+		{"churn", testChurn},
 		{"end to end", testEndToEnd},
 		{"many", testMany},
 	} {

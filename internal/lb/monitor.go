@@ -25,6 +25,7 @@ type Monitor struct {
 	adopted  atomic.Bool                // that term has taken over what there is
 	elected  atomic.Int64               // when the election last got through to the API server, in Unix nanoseconds
 	tried    atomic.Int64               // when it last tried, or was begun
+	renewed  atomic.Int64               // when it last got or renewed the Lease, in nanoseconds since epoch
 	turned   atomic.Int64               // when the leader's loop last turned
 	patience atomic.Int64               // the Lease's duration
 }
@@ -76,6 +77,16 @@ func (m *Monitor) Ready() error {
 		return errors.New("the controller leads, and takes over what Services have")
 	}
 	return nil
+}
+
+// epoch is what the monotonic clock counts from here.
+var epoch = time.Now()
+
+// holds says whether the Lease is this controller's for certain: it has renewed
+// it a short while ago. A process that stood still may not know yet that another
+// one leads.
+func (m *Monitor) holds() bool {
+	return time.Since(epoch)-time.Duration(m.renewed.Load()) < time.Duration(m.patience.Load())*5/6
 }
 
 // begin and end frame one term of leadership.

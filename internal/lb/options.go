@@ -172,6 +172,7 @@ func (l *heldLock) note(r resourcelock.LeaderElectionRecord, err error) error {
 	if err == nil {
 		l.monitor.elected.Store(time.Now().UnixNano())
 		if r.HolderIdentity == l.Identity() {
+			l.monitor.renewed.Store(int64(time.Since(epoch)))
 			l.held.Store(true)
 		}
 	}

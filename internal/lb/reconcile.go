@@ -18,6 +18,9 @@ import (
 	"fairway.dev/fairway/internal/lb/ipam"
 )
 
+// errNotHeld is that the Lease has not been renewed for too long.
+var errNotHeld = errors.New("the Lease has not been renewed in time")
+
 func (c *controller) next(ctx context.Context) bool {
 	key, shutdown := c.queue.Get()
 	if shutdown {
@@ -38,8 +41,8 @@ func (c *controller) next(ctx context.Context) bool {
 	switch {
 	case err == nil:
 		c.queue.Forget(key)
-	case apierrors.IsConflict(err), apierrors.IsNotFound(err), errors.Is(err, context.Canceled):
-		// It has changed meanwhile, and its event is on the way.
+	case apierrors.IsConflict(err), apierrors.IsNotFound(err), errors.Is(err, context.Canceled), errors.Is(err, errNotHeld):
+		// It has changed meanwhile, and its event is on the way; or this term is over.
 		c.queue.AddRateLimited(key)
 	default:
 		c.Monitor.errs.Inc()
@@ -63,6 +66,9 @@ func (c *controller) reconcile(ctx context.Context, key string) (wrote bool, err
 	}
 	if err != nil {
 		return false, err
+	}
+	if !c.Monitor.holds() {
+		return false, errNotHeld // whoever leads now has other things in its books
 	}
 	if !Handles(svc, c.Classless, c.Classes...) || svc.DeletionTimestamp != nil {
 		if err := unassign(ctx, c.client, svc); err != nil {
