@@ -12,7 +12,8 @@ import (
 
 // flows deletes stale connections beside the loop, so that programming never
 // waits for it: what is added while a deletion is under way goes together in
-// the next one, and deletions take at most a tenth of the time.
+// the next one, and deletions take at most a tenth of the time, more only if
+// that keeps a flow waiting for more than maxFlowWait.
 type flows struct {
 	cleaner *conntrack.Cleaner
 	log     *slog.Logger
@@ -23,6 +24,10 @@ type flows struct {
 	todo  []state.Stale
 	start map[state.Key][]state.Backend // to be reconciled, once
 }
+
+// maxFlowWait is how long a flow to an endpoint that is gone may have to wait
+// for the end of the pause after another deletion.
+const maxFlowWait = 500 * time.Millisecond
 
 func newFlows(c *conntrack.Cleaner, log *slog.Logger, m *metrics) *flows {
 	return &flows{cleaner: c, log: log, metrics: m, wake: make(chan struct{}, 1)}
@@ -87,7 +92,7 @@ func (f *flows) run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(9 * took):
+		case <-time.After(min(9*took, maxFlowWait)):
 		}
 	}
 }

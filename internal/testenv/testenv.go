@@ -9,11 +9,13 @@ package testenv
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -198,7 +200,7 @@ func (h *Host) Dial(network, address string, timeout time.Duration) (net.Conn, e
 // Listen announces on a TCP address of the host until the test ends.
 func (h *Host) Listen(t testing.TB, network, address string) net.Listener {
 	t.Helper()
-	l, err := h.NS.Listen(context.Background(), network, address)
+	l, err := whenUsable(func() (net.Listener, error) { return h.NS.Listen(context.Background(), network, address) })
 	if err != nil {
 		t.Fatalf("%s: listen on %s: %v", h.Name, address, err)
 	}
@@ -209,12 +211,23 @@ func (h *Host) Listen(t testing.TB, network, address string) net.Listener {
 // ListenPacket announces on a UDP address of the host until the test ends.
 func (h *Host) ListenPacket(t testing.TB, network, address string) net.PacketConn {
 	t.Helper()
-	c, err := h.NS.ListenPacket(context.Background(), network, address)
+	c, err := whenUsable(func() (net.PacketConn, error) { return h.NS.ListenPacket(context.Background(), network, address) })
 	if err != nil {
 		t.Fatalf("%s: listen on %s: %v", h.Name, address, err)
 	}
 	t.Cleanup(func() { c.Close() })
 	return c
+}
+
+// whenUsable tries again for a while if the address is not there: an IPv6
+// address may be used a moment after its link has come up.
+func whenUsable[T any](listen func() (T, error)) (T, error) {
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		l, err := listen()
+		if !errors.Is(err, syscall.EADDRNOTAVAIL) || time.Now().After(deadline) {
+			return l, err
+		}
+	}
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {

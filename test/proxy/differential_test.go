@@ -60,13 +60,23 @@ func TestLikeKubeProxy(t *testing.T) {
 	theirs.kubeProxy(t, upstream, "nftables")
 	ours.start(t, testenv.NodeProgram(t, "one"), "--proxy-mode", "nftables")
 	var w world
-	asked, seen := 0, map[string]int{}
+	asked, seen, flows := 0, map[string]int{}, map[string]int{}
 	for round := range worlds {
+		theirFlows, ourFlows := theirs.open(w), ours.open(w)
 		w = w.next(random, round)
 		theirs.show(w)
 		ours.show(w)
 		theirs.await(t, w)
 		ours.await(t, w)
+		// Both cut flows some time after they have programmed the change.
+		if len(ourFlows) > 0 {
+			time.Sleep(3 * time.Second)
+		}
+		compareFlows(t, w, theirs.again(theirFlows), ours.again(ourFlows), flows)
+		// A port that was asked from in an earlier world would be taken for that
+		// flow going on, and where its endpoint still serves, rightly so.
+		theirs.forget(t)
+		ours.forget(t)
 		probes := w.probes()
 		var a, b map[probe]outcome
 		var wg sync.WaitGroup
@@ -88,7 +98,7 @@ func TestLikeKubeProxy(t *testing.T) {
 			return
 		}
 	}
-	t.Logf("%d worlds, %d questions to each side: %v", worlds, asked, seen)
+	t.Logf("%d worlds, %d questions to each side: %v; UDP flows over a change: %v", worlds, asked, seen, flows)
 	if seen["answered"] == 0 || seen["refused"] == 0 || seen["dropped"] == 0 {
 		t.Errorf("not every kind of outcome was seen, which shows little: %v", seen)
 	}
@@ -264,8 +274,11 @@ func (s *side) await(t *testing.T, w world) {
 			}
 		}
 	}
-	// A port that was asked from in an earlier world would be taken for that
-	// flow going on, and where its endpoint still serves, rightly so.
+}
+
+// forget empties the node's connection tracking.
+func (s *side) forget(t *testing.T) {
+	t.Helper()
 	if err := s.node.NL.ConntrackTableFlush(netlink.ConntrackTable); err != nil {
 		t.Fatal(err)
 	}

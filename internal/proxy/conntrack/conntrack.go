@@ -168,8 +168,11 @@ type batch struct {
 	v6     bool
 	byAddr map[netip.AddrPort]map[netip.AddrPort]bool // frontend → backends
 	byPort map[uint16]map[netip.AddrPort]bool         // node port → backends
-	local  map[netip.Addr]bool
-	filter filter
+	// goneAddr and gonePort are frontends and node ports that there are no more.
+	goneAddr map[netip.AddrPort]bool
+	gonePort map[uint16]bool
+	local    map[netip.Addr]bool
+	filter   filter
 }
 
 // filter narrows what the kernel sends; zero fields do not.
@@ -180,17 +183,26 @@ type filter struct {
 
 func newBatch(proto state.Protocol, v6 bool, stale []state.Stale) *batch {
 	b := &batch{proto: proto, v6: v6,
-		byAddr: map[netip.AddrPort]map[netip.AddrPort]bool{}, byPort: map[uint16]map[netip.AddrPort]bool{}}
+		byAddr: map[netip.AddrPort]map[netip.AddrPort]bool{}, byPort: map[uint16]map[netip.AddrPort]bool{},
+		goneAddr: map[netip.AddrPort]bool{}, gonePort: map[uint16]bool{}}
 	first := true
 	for _, s := range stale {
 		if s.Key.Proto != proto || s.Key.Addr.Is6() != v6 {
 			continue
 		}
 		dst := netip.AddrPortFrom(s.Key.Addr, s.Key.Port)
-		if s.Key.Addr.IsUnspecified() {
+		port := s.Key.Addr.IsUnspecified()
+		if port {
 			dst = netip.AddrPortFrom(netip.Addr{}, s.Key.Port)
+		}
+		switch {
+		case port && s.Gone:
+			b.gonePort[s.Key.Port] = true
+		case port:
 			put(b.byPort, s.Key.Port, s.Backend.Addr)
-		} else {
+		case s.Gone:
+			b.goneAddr[dst] = true
+		default:
 			put(b.byAddr, dst, s.Backend.Addr)
 		}
 		if first {
@@ -213,10 +225,16 @@ func put[K comparable](m map[K]map[netip.AddrPort]bool, k K, v netip.AddrPort) {
 	m[k][v] = true
 }
 
-func (b *batch) empty() bool { return len(b.byAddr)+len(b.byPort) == 0 }
+func (b *batch) empty() bool {
+	return len(b.byAddr)+len(b.byPort)+len(b.goneAddr)+len(b.gonePort) == 0
+}
 
-// wantsLocal reports whether untranslated connections to a node port matter.
+// wantsLocal reports whether it matters which addresses are the node's own: for
+// untranslated connections to a node port, and for any to one that is gone.
 func (b *batch) wantsLocal() bool {
+	if len(b.gonePort) > 0 {
+		return true
+	}
 	for _, m := range b.byPort {
 		if m[netip.AddrPort{}] {
 			return true
@@ -235,7 +253,7 @@ func (b *batch) matches(e *entry) bool {
 	if !translated {
 		back = netip.AddrPort{}
 	}
-	if b.byAddr[e.dst][back] {
+	if b.byAddr[e.dst][back] || translated && (b.goneAddr[e.dst] || b.gonePort[e.dst.Port()] && b.local[e.dst.Addr()]) {
 		return true
 	}
 	return b.byPort[e.dst.Port()][back] && (translated || b.local[e.dst.Addr()])

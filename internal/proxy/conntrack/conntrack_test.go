@@ -46,6 +46,30 @@ func TestBatch(t *testing.T) {
 			t.Errorf("%v → %v: %t", tc.dst, tc.replySrc, got)
 		}
 	}
+	ended := newBatch(state.UDP, false, []state.Stale{{Key: key, Gone: true}, {Key: port, Gone: true}})
+	if !ended.wantsLocal() || ended.empty() {
+		t.Error("a batch of frontends that are gone has nothing to do, or does not ask which addresses are the node's")
+	}
+	ended.local = b.local
+	for _, tc := range []struct {
+		dst, replySrc string
+		want          bool
+	}{
+		{"10.96.0.10:53", "10.244.0.1:53", true},
+		{"10.96.0.10:53", "10.244.0.2:5353", true}, // to whichever backend
+		{"10.96.0.10:53", "10.96.0.10:53", false},  // not translated
+		{"10.96.0.11:53", "10.244.0.1:53", false},
+		{"192.0.2.1:30053", "10.244.0.1:53", true},
+		{"192.0.2.7:30053", "10.244.0.1:53", false}, // passing through, translated by somebody else
+	} {
+		e := entry{tuple: tuple{src: ap("10.244.0.9:4000"), dst: ap(tc.dst), proto: state.UDP}, replySrc: ap(tc.replySrc)}
+		if got := ended.matches(&e); got != tc.want {
+			t.Errorf("gone: %v → %v: %t", tc.dst, tc.replySrc, got)
+		}
+	}
+	if f := newBatch(state.UDP, false, []state.Stale{{Key: key, Gone: true}, {Key: key, Backend: gone}}).filter; f.dst.String() != "10.96.0.10:53" || f.back.IsValid() {
+		t.Errorf("filter %+v", f)
+	}
 	if b.filter.dst.IsValid() || b.filter.back.IsValid() {
 		t.Errorf("filter %+v of a mixed batch would miss entries", b.filter)
 	}

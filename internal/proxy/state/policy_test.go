@@ -449,13 +449,13 @@ func TestStale(t *testing.T) {
 	set(slice(ending, two))
 	step("terminating, still serving: flows go on")
 	set(slice(two))
-	step("endpoint gone", Stale{cluster, b1}, Stale{port, b1})
+	step("endpoint gone", Stale{Key: cluster, Backend: b1}, Stale{Key: port, Backend: b1})
 	set(nil)
-	step("last endpoint gone", Stale{cluster, b2}, Stale{port, b2})
+	step("last endpoint gone", Stale{Key: cluster, Backend: b2}, Stale{Key: port, Backend: b2})
 	set(slice(two))
 	step("back", Stale{Key: cluster}, Stale{Key: port})
 	tab.DeleteService(svc.Name)
-	step("Service gone", Stale{cluster, b2}, Stale{port, b2})
+	step("Service gone", Stale{Key: cluster, Gone: true}, Stale{Key: port, Gone: true})
 }
 
 func TestHealth(t *testing.T) {

@@ -52,10 +52,12 @@ type HealthCheck struct {
 // Stale names connections that must not go on as they are: those the kernel
 // remembers for a Key (of UDP or SCTP) towards a backend that no longer serves.
 // The zero Backend means those that were let pass untranslated, before the Key
-// had a backend.
+// had a backend. Gone means all that were translated, whereto ever: there is no
+// frontend of that Key any more.
 type Stale struct {
 	Key     Key
 	Backend Backend
+	Gone    bool
 }
 
 // Result is the outcome of a Sync.
@@ -242,9 +244,9 @@ func (t *Table) Sync() Result {
 // that stop serving are found when their Service is resolved.)
 func appendStale(out []Stale, k Key, before *Frontend, now *claim) []Stale {
 	if before != nil && now == nil {
-		for _, b := range before.Backends {
-			out = append(out, Stale{k, b})
-		}
+		// Not only to the backends it picked last: policy and topology may have
+		// left flows to others under way.
+		out = append(out, Stale{Key: k, Gone: true})
 	}
 	had := before != nil && len(before.Backends)+len(before.InsideBackends) > 0
 	has := now != nil && len(now.frontend.Backends)+len(now.frontend.InsideBackends) > 0
@@ -337,7 +339,7 @@ func goneServing(out []Stale, before, after []settled, owned []*Frontend) []Stal
 			}
 			for _, f := range owned {
 				if now.has(f) {
-					out = append(out, Stale{f.Key, b})
+					out = append(out, Stale{Key: f.Key, Backend: b})
 				}
 			}
 		}
