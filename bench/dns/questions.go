@@ -20,6 +20,7 @@ const (
 	ednsUDP  transport = "UDP with EDNS"
 	largeUDP transport = "UDP with EDNS for 4096 bytes and DO"
 	overTCP  transport = "TCP"
+	oddFlags transport = "UDP without RD, with CD, AD and an unknown EDNS option"
 )
 
 // question is one question, and what kind of name it is about.
@@ -77,7 +78,7 @@ func (w *world) questions() []question {
 		for _, typ := range asked {
 			how := ednsUDP
 			if w.one(3) {
-				how = pick(w, plainUDP, largeUDP, overTCP)
+				how = pick(w, plainUDP, largeUDP, overTCP, oddFlags)
 			}
 			ask := name
 			if w.one(10) {

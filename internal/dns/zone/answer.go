@@ -33,10 +33,7 @@ type Outcome struct {
 func (s *Store) Answer(q *wire.Query, r *wire.Reply) Outcome {
 	rest := len(q.Labels) - s.zoneLabels
 	if rest < 0 || !bytes.Equal(q.Suffix(rest), s.zone) {
-		if q.Type == dns.TypePTR || len(s.opts.ReverseZones) > 0 {
-			return s.answerReverse(q, r)
-		}
-		return Outcome{}
+		return s.answerReverse(q, r)
 	}
 	a := answer{s: s, q: q, r: r, rest: rest}
 	a.Mine, a.Flags = true, wire.Authoritative

@@ -62,6 +62,9 @@ func TestRecordsOnce(t *testing.T) {
 		{name: "10-244-0-32.again" + below, typ: dns.TypeA, answer: []string{"A 10.244.0.32"}},
 		{name: "32.0.244.10.in-addr.arpa.", typ: dns.TypePTR, answer: []string{"PTR 10-244-0-32.again" + below}},
 		{name: "33.0.244.10.in-addr.arpa.", typ: dns.TypePTR, answer: []string{"PTR pod-0.own" + below, "PTR 10-244-0-33.other" + below}},
+		// An address's name exists for other types too.
+		{name: "33.0.244.10.in-addr.arpa.", typ: dns.TypeA},
+		{name: "40.0.3.10.in-addr.arpa.", typ: dns.TypeSOA},
 		{name: "address" + below, typ: dns.TypeA},
 		{name: "address" + below, typ: dns.TypeSRV},
 		{name: "10-244-0-34.address" + below, typ: dns.TypeA, rcode: dns.RcodeNameError},
