@@ -11,6 +11,7 @@ package standalone
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -60,7 +61,7 @@ func DefaultOptions() Options {
 	if d := os.Getenv("FAIRWAY_DATA_DIR"); d != "" {
 		dir = d
 	}
-	return Options{
+	o := Options{
 		DataDir:       dir,
 		Nodes:         1,
 		APIPort:       6443,
@@ -70,6 +71,11 @@ func DefaultOptions() Options {
 		NodePortRange: "30000-32767",
 		ClusterDomain: "cluster.local",
 	}
+	if _, err := os.Stat("/proc/sys/net/ipv6"); errors.Is(err, fs.ErrNotExist) {
+		// A kernel booted without IPv6 can have no such links.
+		o.ServiceCIDRs, o.PodCIDRs, o.NodeCIDRs = o.ServiceCIDRs[:1], o.PodCIDRs[:1], o.NodeCIDRs[:1]
+	}
+	return o
 }
 
 // MaxNodes is how many simulated nodes one instance may have: their addresses

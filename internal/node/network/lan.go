@@ -125,6 +125,9 @@ func (n *Network) openSwitch() (err error) {
 	if err := n.plug("machine"); err != nil {
 		return err
 	}
+	if err := allowIPv6(n.machine, n.cfg.Prefix); err != nil {
+		return err
+	}
 	for _, p := range n.cfg.MachineAddrs() {
 		if err := addAddr(n.mnl, link, p); err != nil {
 			return fmt.Errorf("give the machine %v: %w", p, err)

@@ -315,6 +315,46 @@ func TestHostMode(t *testing.T) {
 	}
 }
 
+// TestMachineWithoutIPv6: many machines keep IPv6 off their links. Ours have it
+// nevertheless, the machine's own stay as they are.
+func TestMachineWithoutIPv6(t *testing.T) {
+	testenv.RequireRoot(t)
+	for _, host := range []bool{false, true} {
+		t.Run(fmt.Sprintf("host=%t", host), func(t *testing.T) {
+			machine, world := testenv.NewHost(t, "machine"), testenv.NewHost(t, "world")
+			machine.Connect(t, "wan", world, "lan")
+			machine.Sysctl(t, "net/ipv6/conf/all/disable_ipv6", "1") // the links' and the default
+			machine.AddAddr(t, "wan", "192.0.2.2/24")
+			machine.AddRoute(t, "default4", "192.0.2.1")
+			cfg := testConfig(t, machine)
+			cfg.Prefix = "v" + cfg.Prefix[1:]
+			cfg.Host = host
+			n := open(t, cfg)
+			nd, err := n.AddNode(1, "node-1")
+			if err != nil {
+				t.Fatal(err)
+			}
+			p, ns := addPod(t, nd)
+			serve(t, ns)
+			_, other := addPod(t, nd)
+			for _, a := range p.Addrs {
+				ask(t, other, a, 80)
+				ask(t, machine.NS, a, 80)
+			}
+			if err := machine.NS.Do(func() error {
+				for _, link := range []string{"lo", "wan", "all", "default"} {
+					if v, err := readSysctl("net/ipv6/conf/" + link + "/disable_ipv6"); v != "1" {
+						t.Errorf("disable_ipv6 of %s is %q now, %v", link, v, err)
+					}
+				}
+				return nil
+			}); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
 func TestIPAM(t *testing.T) {
 	file := t.TempDir() + "/slot"
 	cidrs := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/29"), netip.MustParsePrefix("fd00::/64")}

@@ -93,6 +93,9 @@ func (nd *Node) AddPod(from string) (_ *Pod, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := allowIPv6(nd.NS, name); err != nil {
+		return nil, err
+	}
 	nd.nl.LinkSetIP6AddrGenMode(outer, 1) //nolint:errcheck // only saves chatter
 	if err := nd.nl.LinkSetUp(outer); err != nil {
 		return nil, err
@@ -141,6 +144,7 @@ func podSysctls() error {
 		{"net/ipv6/conf/default/accept_ra", "0"},
 		{"net/ipv6/conf/default/accept_dad", "0"},
 		{"net/ipv6/conf/default/addr_gen_mode", "1"},
+		{"net/ipv6/conf/all/disable_ipv6", "0"}, // which a namespace may have from the machine
 	} {
 		if err := writeSysctl(kv[0], kv[1]); err != nil && !isNotExist(err) {
 			return err

@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"fairway.dev/fairway/internal/netns"
 )
 
 // sysctls changes values below /proc/sys in the machine's namespace and
@@ -97,4 +99,17 @@ func writeSysctl(key, value string) error {
 		return fmt.Errorf("sysctl %s=%s: %w", key, value, err)
 	}
 	return nil
+}
+
+// allowIPv6 lets a link of ours have IPv6 addresses on a machine that keeps
+// them off its links (disable_ipv6); the others' stay as they are. A kernel
+// without IPv6 is no error.
+func allowIPv6(ns *netns.NS, link string) error {
+	key := "net/ipv6/conf/" + link + "/disable_ipv6"
+	return ns.Do(func() error {
+		if v, err := readSysctl(key); err != nil || v == "0" {
+			return nil
+		}
+		return writeSysctl(key, "0")
+	})
 }
