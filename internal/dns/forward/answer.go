@@ -56,6 +56,9 @@ func newAnswer(k key, m *dns.Msg, now time.Time) (*Answer, error) {
 	}
 	for _, section := range [][]dns.RR{out.Answer, out.Ns, out.Extra} {
 		for _, rr := range section {
+			if rr.Header().Rrtype == dns.TypeOPT {
+				return nil, errors.New("OPT outside of the additional section") // RFC 6891 section 6.1.1
+			}
 			// Written the same way, it becomes a pointer to the question, and so takes the asker's letters on.
 			if strings.EqualFold(rr.Header().Name, name) {
 				rr.Header().Name = name
@@ -130,8 +133,9 @@ func negativeTTL(m *dns.Msg) time.Duration {
 func (a *Answer) fresh(now time.Time) bool { return now.Sub(a.stored) < a.ttl }
 
 // Write tells the answer to an asker of the same question: in buf, as far as
-// its capacity goes, in at most size bytes. What does not fit is not told at
-// all: the asker sees the truncation flag and comes again over TCP. most is
+// its capacity goes, in at most size bytes. Of what does not fit, as many whole
+// records are told as do: the asker sees the truncation flag and comes again
+// over TCP, or makes do with them, as some resolvers of containers do. most is
 // what this server receives over UDP.
 func (a *Answer) Write(q *wire.Query, buf []byte, size int, most uint16, now time.Time) []byte {
 	opt, extended := 0, uint16(wire.NoError)
@@ -147,10 +151,9 @@ func (a *Answer) Write(q *wire.Query, buf []byte, size int, most uint16, now tim
 	}
 	question := q.Question()
 	b := append(buf[:0], a.msg...)
-	truncated := len(b)+opt > size
-	if truncated {
-		b = b[:headerLen+len(question)]
-		clear(b[6:headerLen])
+	truncated := false
+	if len(b)+opt > size {
+		b, truncated = a.cut(b, headerLen+len(question), size-opt)
 	}
 	copy(b, q.Raw[:2])
 	copy(b[headerLen:], question)
@@ -162,26 +165,47 @@ func (a *Answer) Write(q *wire.Query, buf []byte, size int, most uint16, now tim
 	b[3] = 0x80 | flags | q.Raw[3]&0x10 | byte(a.rcode&0xf)
 	if truncated {
 		b[2] |= 0x02
-	} else {
-		age := uint32(now.Sub(a.stored) / time.Second)
-		for _, off := range a.ttls {
-			ttl := binary.BigEndian.Uint32(b[off:])
-			switch {
-			case stale:
-				ttl = staleTTL
-			case ttl > age:
-				ttl -= age
-			default:
-				ttl = 0
-			}
-			binary.BigEndian.PutUint32(b[off:], min(ttl, uint32(maxTTL/time.Second)))
+	}
+	age := uint32(now.Sub(a.stored) / time.Second)
+	for _, off := range a.ttls {
+		if int(off) >= len(b) {
+			break // cut off
 		}
+		ttl := binary.BigEndian.Uint32(b[off:])
+		switch {
+		case stale:
+			ttl = staleTTL
+		case ttl > age:
+			ttl -= age
+		default:
+			ttl = 0
+		}
+		binary.BigEndian.PutUint32(b[off:], min(ttl, uint32(maxTTL/time.Second)))
 	}
 	if q.EDNS {
 		b = wire.AppendOPT(b, q.DO, a.rcode, extended, most)
 		binary.BigEndian.PutUint16(b[10:], binary.BigEndian.Uint16(b[10:])+1)
 	}
 	return b
+}
+
+// cut shortens b, a copy of the message whose records begin at end, to size
+// bytes: to the first records of the answer section. It reports whether
+// anything misses that was asked for; if only other sections do, whose records
+// are a help at best, nothing does (RFC 2181 section 9).
+func (a *Answer) cut(b []byte, end, size int) ([]byte, bool) {
+	answers, n := int(binary.BigEndian.Uint16(b[6:])), 0
+	for ; n < answers; n++ {
+		off := int(a.ttls[n])
+		next := off + 6 + int(binary.BigEndian.Uint16(b[off+4:])) // the time to live, the data's length, the data
+		if next > size {
+			break
+		}
+		end = next
+	}
+	clear(b[6:headerLen])
+	binary.BigEndian.PutUint16(b[6:], uint16(n))
+	return b[:end], n < answers || a.denies // a denial needs its SOA
 }
 
 // Msg is the answer as github.com/miekg/dns knows it, its times to live as of now.

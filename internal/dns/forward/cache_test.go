@@ -105,8 +105,62 @@ func TestLargeAnswer(t *testing.T) {
 	}
 	a, _ := r.Resolve(context.Background(), q)
 	small := new(dns.Msg)
-	if err := small.Unpack(a.Write(q, nil, 512, 1232, time.Now())); err != nil || !small.Truncated || len(small.Answer) != 0 {
-		t.Errorf("in 512 bytes: %v, %v", small, err)
+	raw := a.Write(q, nil, 512, 1232, time.Now())
+	if err := small.Unpack(raw); err != nil || !small.Truncated || len(raw) > 512 || len(small.Answer) < 25 || small.Answer[0].Header().Ttl != 60 {
+		t.Errorf("in 512 bytes: %d, truncated %v, %d records, %v", len(raw), small.Truncated, len(small.Answer), err)
+	}
+}
+
+// What is only a help is left out without a word where there is no room; what
+// was asked for, and the SOA of a denial, is not.
+func TestLittleRoom(t *testing.T) {
+	const address, help = "www.example.org. 60 IN A 192.0.2.1", "example.org. 60 IN NS ns%d.example.org."
+	soa := "example.org. 60 IN SOA " + strings.Repeat("a.", 100) + " " + strings.Repeat("b.", 100) + " 1 2 3 4 60"
+	for _, tt := range []struct {
+		what           string
+		rcode          int
+		answers, helps int
+		soa            bool
+		want           int // records told
+		truncated      bool
+	}{
+		{"help", dns.RcodeSuccess, 2, 40, false, 2, false},
+		{"all but the last", dns.RcodeSuccess, 40, 1, false, 29, true},
+		{"denial", dns.RcodeNameError, 0, 0, true, 0, true},
+	} {
+		m := new(dns.Msg)
+		m.SetQuestion("www.example.org.", dns.TypeA)
+		m.Response, m.Rcode = true, tt.rcode
+		add := func(to *[]dns.RR, s string) {
+			rr, err := dns.NewRR(s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			*to = append(*to, rr)
+		}
+		for range tt.answers {
+			add(&m.Answer, address)
+		}
+		for i := range tt.helps {
+			add(&m.Ns, fmt.Sprintf(help, i))
+		}
+		if tt.soa {
+			add(&m.Ns, soa)
+		}
+		q := query(t, "www.example.org.", dns.TypeA)
+		a, err := forward.NewAnswerForTest(q, m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		size := 512
+		if tt.soa {
+			size = 300
+		}
+		got := new(dns.Msg)
+		raw := a.Write(q, nil, size, 1232, time.Now())
+		if err := got.Unpack(raw); err != nil || len(raw) > size || got.Truncated != tt.truncated || len(got.Answer) != tt.want || len(got.Ns)+len(got.Extra) > 0 {
+			t.Errorf("%s: %d bytes, truncated %v, %d records, %v; want truncated %v, %d", tt.what, len(raw), got.Truncated, len(got.Answer), err, tt.truncated, tt.want)
+		}
 	}
 }
 
