@@ -339,7 +339,9 @@ func TestMachineWithoutIPv6(t *testing.T) {
 			_, other := addPod(t, nd)
 			for _, a := range p.Addrs {
 				ask(t, other, a, 80)
-				ask(t, machine.NS, a, 80)
+				if a.Is4() || !host { // as the node the machine has no IPv6 address to ask from
+					ask(t, machine.NS, a, 80)
+				}
 			}
 			if err := machine.NS.Do(func() error {
 				for _, link := range []string{"lo", "wan", "all", "default"} {
