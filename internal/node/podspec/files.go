@@ -56,6 +56,7 @@ func ResolverOf(pod *v1.Pod, dns DNS) (Resolver, error) {
 	case v1.DNSNone:
 	case v1.DNSDefault:
 		r = host
+		r.Servers = reachable(host.Servers, dns.Servers)
 	default: // ClusterFirst, ClusterFirstWithHostNet
 		if len(dns.Servers) == 0 {
 			r = host
@@ -83,6 +84,23 @@ func ResolverOf(pod *v1.Pod, dns DNS) (Resolver, error) {
 	r.Servers = r.Servers[:min(len(r.Servers), maxNameservers)]
 	r.Searches = r.Searches[:min(len(r.Searches), maxSearches)]
 	return r, nil
+}
+
+// reachable puts the cluster's servers in the place of those on the machine's
+// loopback (systemd-resolved's 127.0.0.53): a Pod has a loopback of its own. The
+// cluster's servers ask the machine's in turn.
+func reachable(servers []string, cluster []netip.Addr) []string {
+	var out []string
+	for _, s := range servers {
+		if a, err := netip.ParseAddr(s); err != nil || !a.IsLoopback() || len(cluster) == 0 {
+			out = append(out, s)
+			continue
+		}
+		for _, c := range cluster {
+			out = append(out, c.String())
+		}
+	}
+	return unique(out)
 }
 
 func readResolver(path string) (Resolver, error) {

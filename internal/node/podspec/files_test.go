@@ -52,6 +52,24 @@ func TestResolver(t *testing.T) {
 			}
 		})
 	}
+	// A resolver on the machine's loopback, as systemd-resolved's.
+	stub := filepath.Join(t.TempDir(), "stub")
+	if err := os.WriteFile(stub, []byte("nameserver 127.0.0.53\nnameserver 192.0.2.1\nnameserver ::1\noptions edns0 trust-ad\nsearch lan\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := pod()
+	p.Spec.DNSPolicy = v1.DNSDefault
+	for _, test := range []struct {
+		servers []netip.Addr
+		want    string
+	}{
+		{cluster, "search lan\nnameserver 10.96.0.10\nnameserver 192.0.2.1\noptions edns0 trust-ad\n"},
+		{nil, "search lan\nnameserver 127.0.0.53\nnameserver 192.0.2.1\nnameserver ::1\noptions edns0 trust-ad\n"}, // there is nobody better
+	} {
+		if r, err := ResolverOf(p, DNS{Servers: test.servers, Domain: "cluster.local", HostFile: stub}); err != nil || r.String() != test.want {
+			t.Errorf("servers %v:\n%s%v\nwant\n%s", test.servers, r.String(), err, test.want)
+		}
+	}
 	if r, err := ResolverOf(pod(), DNS{HostFile: "/none"}); err != nil || r.String() != "" {
 		t.Errorf("a machine without the file: %q, %v", r.String(), err)
 	}
