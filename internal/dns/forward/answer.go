@@ -20,6 +20,9 @@ type Answer struct {
 	rcode  int
 	ttl    time.Duration // for how long it holds; zero if it must not be kept
 	stored time.Time
+	// partial is true for an answer that the upstream has cut short, and whose
+	// rest could not be had. It is not kept.
+	partial bool
 	// denies is true for NXDOMAIN, for no records of the type, and for failures.
 	denies bool
 }
@@ -66,6 +69,9 @@ func newAnswer(k key, m *dns.Msg, now time.Time) (*Answer, error) {
 		}
 	}
 	a.ttl, a.denies = lifetime(m)
+	if m.Truncated {
+		a.partial, a.ttl = true, 0
+	}
 	out.Rcode &= 0xf
 	var err error
 	if a.msg, err = out.Pack(); err != nil {
@@ -151,9 +157,11 @@ func (a *Answer) Write(q *wire.Query, buf []byte, size int, most uint16, now tim
 	}
 	question := q.Question()
 	b := append(buf[:0], a.msg...)
-	truncated := false
+	truncated := a.partial
 	if len(b)+opt > size {
-		b, truncated = a.cut(b, headerLen+len(question), size-opt)
+		var less bool
+		b, less = a.cut(b, headerLen+len(question), size-opt)
+		truncated = truncated || less
 	}
 	copy(b, q.Raw[:2])
 	copy(b[headerLen:], question)
@@ -214,7 +222,7 @@ func (a *Answer) Msg(now time.Time) (*dns.Msg, error) {
 	if err := m.Unpack(a.msg); err != nil {
 		return nil, err
 	}
-	m.Rcode = a.rcode
+	m.Rcode, m.Truncated = a.rcode, a.partial
 	age, stale := uint32(now.Sub(a.stored)/time.Second), a.ttl > 0 && !a.fresh(now)
 	for _, section := range [][]dns.RR{m.Answer, m.Ns, m.Extra} {
 		for _, rr := range section {

@@ -2,6 +2,7 @@ package forward_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -220,6 +221,33 @@ func TestHowLongItHolds(t *testing.T) {
 		}
 		if got := forward.LifetimeForTest(a); got != time.Duration(tt.want)*time.Second {
 			t.Errorf("%s %q %q: holds for %v, want %ds", dns.RcodeToString[tt.rcode], tt.answer, tt.soa, got, tt.want)
+		}
+	}
+}
+
+// An upstream that cannot be reached over TCP leaves what it says over UDP: not
+// all, marked as cut, and asked for again each time.
+func TestNoTCP(t *testing.T) {
+	u := newUpstream(t, func(w dns.ResponseWriter, m *dns.Msg) {
+		r := new(dns.Msg)
+		r.SetReply(m).Truncated = true
+		rr, _ := dns.NewRR("www.example.org. 60 IN A 192.0.2.1")
+		r.Answer = []dns.RR{rr}
+		w.WriteMsg(r)
+	})
+	r := start(t, forward.Options{Upstreams: []netip.AddrPort{u.addr}, Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+		if network == "tcp" {
+			return nil, errors.New("no TCP in this test")
+		}
+		return new(net.Dialer).DialContext(ctx, network, address)
+	}})
+	for i := range int64(2) {
+		m, err := ask(t, r, query(t, "www.example.org.", dns.TypeA))
+		if err != nil || !m.Truncated || len(m.Answer) != 1 {
+			t.Errorf("%v, %v; want one record, marked as cut", m, err)
+		}
+		if got := u.asked.Load(); got != i+1 {
+			t.Errorf("asked %d times, want %d", got, i+1)
 		}
 	}
 }

@@ -67,7 +67,10 @@ func (u *upstream) exchange(ctx context.Context, m *dns.Msg) (*dns.Msg, error) {
 	}
 	reply, err := u.once(ctx, "udp", m)
 	if err == nil && reply.Truncated {
-		reply, err = u.once(ctx, "tcp", m)
+		// Where a firewall lets no TCP through, a part is better than nothing.
+		if whole, tcpErr := u.once(ctx, "tcp", m); tcpErr == nil {
+			reply = whole
+		}
 	}
 	if err == nil && refusesEDNS(reply) && len(m.Extra) > 0 {
 		m.Extra = nil

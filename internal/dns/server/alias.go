@@ -95,7 +95,7 @@ func (s *Server) outside(m *dns.Msg, name []byte, typ uint16) error {
 		var part *dns.Msg
 		if part, err = a.Msg(time.Now()); err == nil {
 			m.Answer = append(m.Answer, part.Answer...)
-			m.Rcode, m.Ns = part.Rcode, part.Ns
+			m.Rcode, m.Ns, m.Truncated = part.Rcode, part.Ns, part.Truncated
 			return nil
 		}
 	}
