@@ -38,7 +38,7 @@ func (s *speaker) setEntries(entries map[netip.Addr]*Entry) {
 }
 
 // checkUsable leaves announcing to others while this node has no link for any
-// address.
+// address, or may not use those it has.
 func (s *speaker) checkUsable() {
 	eligible, fits := false, false // not being eligible for anything is no reason
 	for a, e := range s.entries {
@@ -46,7 +46,10 @@ func (s *speaker) checkUsable() {
 			continue
 		}
 		eligible = true
-		if fits = len(choose(s.links, e.patterns(s.NodeName), a, s.nodes[s.NodeName].addrs)) > 0; fits {
+		fits = slices.ContainsFunc(choose(s.links, e.patterns(s.NodeName), a, s.nodes[s.NodeName].addrs), func(l link) bool {
+			return s.failures[keyFor(l.iface.Index, a)] == nil
+		})
+		if fits {
 			break
 		}
 	}

@@ -89,6 +89,7 @@ func (s *speaker) failed(l link, a netip.Addr, err error) {
 	if f == nil {
 		f = &failure{pause: time.Second / 2}
 		s.failures[k] = f
+		s.recheck = true
 	}
 	if f.text != err.Error() {
 		s.logger.Warn("cannot announce, will try again", "address", a, "link", l.iface.Name, "err", err)
@@ -109,10 +110,24 @@ func openResponder(_ link, v4 bool, c raw.Config) (Responder, error) {
 // tryAgain tries what failed, and forgets what nobody needs any more.
 func (s *speaker) tryAgain() {
 	s.retry = time.Time{}
+	if s.members.phase == idle {
+		// Nothing is claimed before it is known to work.
+		for _, l := range s.links {
+			for _, a := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+				if s.failures[keyFor(l.iface.Index, a)] == nil {
+					continue
+				}
+				if _, err := s.responder(l, a); err != nil {
+					s.failed(l, a, err)
+				}
+			}
+		}
+	}
 	s.claimAll()
 	if s.retry.IsZero() {
 		clear(s.failures)
 	}
+	s.checkUsable()
 }
 
 // reopen replaces a responder that has broken down.

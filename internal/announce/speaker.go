@@ -83,6 +83,7 @@ type speaker struct {
 	open       func(l link, v4 bool, c raw.Config) (Responder, error)
 	responders map[responderKey]Responder
 	failures   map[responderKey]*failure
+	recheck    bool      // there is a new one
 	retry      time.Time // when failures are to be tried again
 	broken     chan responderKey
 
@@ -199,6 +200,10 @@ func (s *speaker) run(ctx context.Context) error {
 			s.linksChanged()
 		case <-flush:
 			flush = nil
+		}
+		if s.recheck {
+			s.recheck = false
+			s.checkUsable()
 		}
 		if s.repace {
 			s.repace = false

@@ -246,3 +246,43 @@ func TestBrokenSocketIsReplaced(t *testing.T) {
 		t.Error("tried again for ever")
 	}
 }
+
+// TestNodeThatMayNot has a node that may not open sockets leave announcing to
+// others, until it may.
+func TestNodeThatMayNot(t *testing.T) {
+	s := testSpeaker("n", 1, "peer")
+	a := netip.MustParseAddr("10.0.0.1")
+	fail := errors.New("operation not permitted")
+	s.open = func(link, bool, raw.Config) (Responder, error) {
+		if fail != nil {
+			return nil, fail
+		}
+		return &flaky{mine: map[netip.Addr]bool{}}, nil
+	}
+	delete(s.members.alive, "peer")
+	s.electAll()
+	if !s.recheck {
+		t.Fatal("a failure and no second thought")
+	}
+	s.checkUsable()
+	if s.members.phase != idle || len(s.claims) != 0 {
+		t.Errorf("phase %s, %d claims", s.members.phase, len(s.claims))
+	}
+	for range 3 {
+		s.tryAgain()
+		if s.members.phase != idle || s.retry.IsZero() {
+			t.Fatalf("phase %s although it may not; tried again at %s", s.members.phase, s.retry)
+		}
+	}
+	fail = nil
+	s.tryAgain()
+	if s.members.phase != joining || len(s.failures) != 0 {
+		t.Errorf("phase %s, failures %v", s.members.phase, s.failures)
+	}
+	s.members.phase = ready
+	s.members.alive["n"] = struct{}{}
+	s.electAll()
+	if c := s.claims[a]; c == nil || len(c.names) != 1 {
+		t.Errorf("claim %+v", c)
+	}
+}

@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"github.com/mdlayher/packet"
@@ -63,6 +64,7 @@ type Socket struct {
 	conn   conn
 	broken func(error)
 	logger *slog.Logger
+	closed atomic.Bool
 	done   chan struct{}
 }
 
@@ -119,7 +121,7 @@ func (s *Socket) serve(handle func(*Socket, []byte)) {
 		case err == nil:
 			failed = 0
 			handle(s, buf[:n])
-		case errors.Is(err, net.ErrClosed):
+		case s.closed.Load(), errors.Is(err, net.ErrClosed): // or EBADF, if it was just about to read
 			return
 		case errors.Is(err, unix.ENETDOWN):
 			// Reported once; the socket works again with the link.
@@ -160,6 +162,7 @@ func (s *Socket) Multicast(mac net.HardwareAddr, join bool) error {
 
 // Close stops answering.
 func (s *Socket) Close() error {
+	s.closed.Store(true)
 	err := s.conn.Close()
 	<-s.done
 	return err

@@ -68,3 +68,27 @@ func TestSocketOutlivesErrors(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestCloseIsNoFailure closes a socket whose read then fails in any way.
+func TestCloseIsNoFailure(t *testing.T) {
+	f := &fake{reads: make(chan error, 1), closed: make(chan struct{})}
+	broken := make(chan error, 1)
+	s := serve(f, Config{Broken: func(err error) { broken <- err }, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))}, func(*Socket, []byte) {})
+	go func() {
+		<-f.closed
+		for range 2 * maxErrors {
+			select {
+			case f.reads <- unix.EBADF:
+			default:
+			}
+		}
+	}()
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	select {
+	case err := <-broken:
+		t.Errorf("given up: %v", err)
+	default:
+	}
+}

@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"time"
 
 	"github.com/spf13/pflag"
 	"golang.org/x/sync/errgroup"
@@ -32,6 +33,7 @@ type Flags struct {
 	Classes        []string
 	InstallCRDs    bool
 	LeaseNamespace string
+	LeaseDuration  time.Duration
 	HeartbeatPort  uint16
 	HeartbeatKey   string
 	HTTP           []string
@@ -50,6 +52,7 @@ func (f *Flags) Add(fs *pflag.FlagSet) {
 	fs.StringSliceVar(&f.Classes, "also-class", nil, "a loadBalancerClass to handle Services of too: that of a load balancer whose place this one takes; may be repeated")
 	fs.BoolVar(&f.InstallCRDs, "install-crds", true, "put the definitions of IPPool and Announcer into the cluster, and update them")
 	f.AddLease(fs)
+	fs.DurationVar(&f.LeaseDuration, "lease-duration", 15*time.Second, "how long controllers wait for a leader that has gone silent, 3s at least; the same for all")
 	fs.Uint16Var(&f.HeartbeatPort, "heartbeat-port", announce.DefaultPort, "UDP port of the announcers' heartbeats, the same on all nodes")
 	fs.StringVar(&f.HeartbeatKey, "heartbeat-key-file", "", "file with a secret that signs heartbeats, the same on all nodes; without, heartbeats must come from the sending Node's internal address")
 	fs.StringSliceVar(&f.HTTP, "http", []string{DefaultHTTP}, "addresses for /metrics, /healthz and /readyz, each of them on every one; empty for none; with --announce=false by default "+DefaultControllerHTTP)
@@ -131,7 +134,7 @@ func (f *Flags) Run(ctx context.Context) error {
 		g.Go(func() error {
 			return lb.RunController(ctx, lb.Options{
 				Config: config, Classless: f.Classless, Classes: f.Classes, InstallCRDs: f.InstallCRDs,
-				LeaseNamespace: f.LeaseNamespace, Monitor: monitor, Logger: logger.With("part", "lb"),
+				LeaseNamespace: f.LeaseNamespace, LeaseDuration: f.LeaseDuration, Monitor: monitor, Logger: logger.With("part", "lb"),
 			})
 		})
 	}
