@@ -281,6 +281,9 @@ func (w *world) sliceNames(n *names, es *discoveryv1.EndpointSlice) {
 		if e.Hostname != nil {
 			n.add(kind+": hostname"+state, "%s.%s", *e.Hostname, name)
 			n.add(kind+": port of a hostname", "_http0._tcp.%s.%s", *e.Hostname, name)
+			if strings.HasSuffix(dashed, "-") {
+				state = ", a dash at its end" + state
+			}
 			n.add(kind+": address of an endpoint with a hostname"+state, "%s.%s", dashed, name)
 			continue
 		}
