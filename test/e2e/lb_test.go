@@ -14,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"fairway.dev/fairway/internal/lb/status"
+	"fairway.dev/fairway/internal/netns"
 	"fairway.dev/fairway/internal/testenv"
 )
 
@@ -66,6 +67,16 @@ spec:
 	}
 	t.Log("\n" + out)
 
+	// Both parts are to be watched from the node, as in a cluster.
+	for port, line := range map[string]string{
+		"7955": `metallb_speaker_announced{ip="` + lb[0] + `",node="` + owner + `",protocol="layer2",service="default/lb"} 1`,
+		"7956": `metallb_allocator_addresses_in_use_total{pool="default"} 3`,
+	} {
+		if got := c.metrics(t, owner, port); !strings.Contains(got, line+"\n") {
+			t.Errorf("port %s of %s does not show %s:\n%s", port, owner, line, got)
+		}
+	}
+
 	if out, err := c.Fairway("node", "cut", owner); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
@@ -86,6 +97,27 @@ spec:
 		return err
 	})
 	t.Logf("%s lost its cable: another node announces %s, as everybody can see, after %s", owner, lb[0], time.Since(start))
+}
+
+// metrics are what a node serves on a port of its loopback.
+func (c *Cluster) metrics(t *testing.T, node, port string) string {
+	t.Helper()
+	ns, err := netns.Open(c.prefix(t) + "-" + node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	client := http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{DialContext: ns.DialContext, DisableKeepAlives: true}}
+	resp, err := client.Get("http://127.0.0.1:" + port + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
 }
 
 // addresses waits until a Service has n external addresses.
