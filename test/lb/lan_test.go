@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -395,13 +394,4 @@ func (l *lan) answered(vip string, fit func(string) bool) (node string) {
 		return err == nil && fit(node)
 	})
 	return node
-}
-
-func (l *lan) index(node string) int {
-	l.t.Helper()
-	i := slices.IndexFunc(l.nodes, func(h *testenv.Host) bool { return nodeName(slices.Index(l.nodes, h)) == node })
-	if i < 0 {
-		l.t.Fatalf("no node %q", node)
-	}
-	return i
 }
