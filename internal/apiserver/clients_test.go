@@ -41,6 +41,7 @@ import (
 
 // TestClients lets programs of all sorts use one server.
 func TestClients(t *testing.T) {
+	t.Parallel()
 	s := apitest.Start(t)
 	for name, test := range map[string]func(*testing.T, *apiserver.Server){
 		"informer":           testInformer,

@@ -68,6 +68,7 @@ func (k kubectl) refuse(pattern, input string, args ...string) {
 // TestKubectl does with kubectl what people do: with the one of this
 // Kubernetes version, as "fairway kubectl" is, and with the machine's if it has one.
 func TestKubectl(t *testing.T) {
+	t.Parallel()
 	s := apitest.Start(t)
 	kubeconfig, err := s.KubeconfigFor(apiserver.Admin(), "")
 	if err != nil {

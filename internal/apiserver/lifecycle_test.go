@@ -16,6 +16,7 @@ import (
 // TestStopWhileStarting stops servers at all sorts of moments of their start, in one process and one data directory. None
 // may take the process with it, keep the directory or spoil it for the next.
 func TestStopWhileStarting(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	start := func(ctx context.Context) (*apiserver.Server, error) {
 		return apiserver.Start(ctx, apiserver.Options{DataDir: dir, Logger: apitest.Logger(t)})
@@ -56,6 +57,7 @@ func TestStopWhileStarting(t *testing.T) {
 
 // TestStoreStops: a server whose store ends, for whatever reason, ends too, says so and takes nothing with it.
 func TestStoreStops(t *testing.T) {
+	t.Parallel()
 	s, err := apiserver.Start(context.Background(), apiserver.Options{DataDir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)

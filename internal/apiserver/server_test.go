@@ -214,6 +214,7 @@ func TestResources(t *testing.T) {
 }
 
 func TestKubernetesService(t *testing.T) {
+	t.Parallel()
 	s := apitest.Start(t, func(o *apiserver.Options) { o.AdvertiseAddress = netip.MustParseAddr("192.0.2.9") })
 	client := apitest.Client(t, s, apiserver.Admin())
 	u, _ := url.Parse(s.URL())

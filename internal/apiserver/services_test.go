@@ -148,6 +148,7 @@ func TestServices(t *testing.T) {
 // TestServiceCIDRs adds a ServiceCIDR to a full cluster, at run time, and takes it
 // away again, which it lets happen only when nothing is left of it.
 func TestServiceCIDRs(t *testing.T) {
+	t.Parallel()
 	s := apitest.Start(t, func(o *apiserver.Options) {
 		o.ServiceCIDRs = []netip.Prefix{netip.MustParsePrefix("10.96.0.0/29")}
 	})
