@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"time"
 
 	crdopenapi "k8s.io/apiextensions-apiserver/pkg/generated/openapi"
 	genericfilters "k8s.io/apiserver/pkg/endpoints/filters"
@@ -113,6 +114,7 @@ func buildChain(ctx context.Context, o Options, upstream *options.Options, ca *p
 	if err != nil {
 		return nil, err
 	}
+	first.GenericAPIServer.ShutdownTimeout = stopLimit
 	prepared, err := first.PrepareRun()
 	if err != nil {
 		return nil, err
@@ -122,6 +124,11 @@ func buildChain(ctx context.Context, o Options, upstream *options.Options, ca *p
 	generic.OpenAPIV3Config.Definitions = nil
 	return &chain{run: prepared.Run, loopback: generic.LoopbackClientConfig}, nil
 }
+
+// stopLimit is how long a server that stops waits for connections to become
+// idle, after the requests that it can end have ended. Upstream waits a minute; a connection to a
+// machine that is gone (a node whose cable is cut) never becomes idle.
+const stopLimit = 3 * time.Second
 
 // installResources puts the table of resources.go into the server, and what
 // has to be in the store for it to work.
