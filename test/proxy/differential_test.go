@@ -33,11 +33,7 @@ import (
 // It runs where FAIRWAY_KUBE_PROXY names a kube-proxy: `make test-kube-proxy`.
 // FAIRWAY_SEED repeats a run, FAIRWAY_WORLDS says how many changes it makes.
 func TestLikeKubeProxy(t *testing.T) {
-	upstream := os.Getenv("FAIRWAY_KUBE_PROXY")
-	if upstream == "" {
-		t.Skip("FAIRWAY_KUBE_PROXY names no kube-proxy; `make test-kube-proxy` builds one")
-	}
-	testenv.RequireRoot(t)
+	upstream := requireKubeProxy(t)
 	seed, worlds := uint64(time.Now().UnixNano()), 25
 	if s := os.Getenv("FAIRWAY_SEED"); s != "" {
 		n, err := strconv.ParseUint(s, 10, 64)

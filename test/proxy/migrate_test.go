@@ -20,11 +20,7 @@ import (
 //
 // It runs where FAIRWAY_KUBE_PROXY names a kube-proxy: `make test-kube-proxy`.
 func TestFromKubeProxyAndBack(t *testing.T) {
-	upstream := os.Getenv("FAIRWAY_KUBE_PROXY")
-	if upstream == "" {
-		t.Skip("FAIRWAY_KUBE_PROXY names no kube-proxy; `make test-kube-proxy` builds one")
-	}
-	testenv.RequireRoot(t)
+	upstream := requireKubeProxy(t)
 	binary := testenv.NodeProgram(t, "one")
 	for mode, program := range map[string]string{"nftables": "nft", "iptables": "iptables"} {
 		t.Run(mode, func(t *testing.T) {
@@ -78,6 +74,18 @@ func TestFromKubeProxyAndBack(t *testing.T) {
 			}
 		})
 	}
+}
+
+// requireKubeProxy returns a real kube-proxy's path, and skips the test where
+// FAIRWAY_KUBE_PROXY does not name one.
+func requireKubeProxy(t *testing.T) string {
+	t.Helper()
+	upstream := os.Getenv("FAIRWAY_KUBE_PROXY")
+	if upstream == "" {
+		t.Skip("FAIRWAY_KUBE_PROXY names no kube-proxy; `make test-kube-proxy` builds one")
+	}
+	testenv.RequireRoot(t)
+	return upstream
 }
 
 // runOnNode runs a program on the node; it must succeed.
